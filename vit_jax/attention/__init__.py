@@ -1,0 +1,95 @@
+"""Tables of every attention: any of them fits any model by one word.
+
+`ATTENTIONS` keep the number of tokens and take q, k and v; `MIXERS` are whole
+x → x layers. One namespace: a model's `attention=` takes either.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from vit_jax import specs
+from vit_jax.attention.base import (
+  Attention,
+  MultiHeadDotProductAttention,
+  attend_with,
+)
+from vit_jax.attention.softmax import Softmax
+
+ATTENTIONS: dict[str, type[Attention]] = {
+  'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
+}
+
+MIXERS: dict[str, type[nn.Module]] = {}
+
+
+def build(
+  spec: str,
+  *,
+  grid: tuple[int, int] | None = None,
+  prefix: int = 0,
+  **fields: Any,
+) -> Attention:
+  """Builds one attention for q [B N H D], k [B M H D], v [B M H E].
+
+  Args:
+    spec: `'softmax(causal=True)'`; names are the keys of `ATTENTIONS`.
+    grid: (rows, columns) of the patch tokens; None for a sequence.
+    prefix: tokens before the grid.
+    **fields: further fields of the attention's class.
+
+  Raises:
+    ValueError: unknown name or option.
+  """
+  return specs.build(
+    spec, ATTENTIONS, 'attention', grid=grid, prefix=prefix, **fields
+  )
+
+
+def layer(attention: str | Callable[..., nn.Module]) -> Callable:
+  """The layer class of one spec: what an encoder block instantiates.
+
+  A callable is returned as it is, so that a notebook may pass
+  `partial(MultiHeadDotProductAttention, attend=Mine)` unregistered.
+  """
+  if callable(attention):
+    return attention
+  (spec,) = specs.parse(attention)
+  both = ATTENTIONS | MIXERS
+  entry = specs.lookup(both, spec.name, 'attention')
+  specs.check_options(entry, spec.options, f'the attention {spec.name!r}')
+  if spec.name in MIXERS:
+    return functools.partial(entry, **spec.options)
+  return functools.partial(
+    MultiHeadDotProductAttention,
+    attend=functools.partial(entry, **spec.options),
+  )
+
+
+def layers(
+  attention: str | Callable[..., nn.Module], count: int
+) -> list[Callable]:
+  """`count` layer classes: the given specs, repeated over the depth.
+
+  Raises:
+    ValueError: no spec, more specs than layers, unknown name or option.
+  """
+  if callable(attention):
+    return [attention] * count
+  found = specs.parse(attention)
+  if not found or len(found) > count:
+    raise ValueError(
+      f'attention={attention!r} holds {len(found)} specs for {count} layers; '
+      f'give 1 to {count}'
+    )
+  built = [layer(str(spec)) for spec in found]
+  return list(itertools.islice(itertools.cycle(built), count))
+
+
+__all__ = [
+  'ATTENTIONS', 'MIXERS', 'Attention', 'MultiHeadDotProductAttention',
+  'Softmax', 'attend_with', 'build', 'layer', 'layers',
+]  # fmt: skip

@@ -1,0 +1,116 @@
+"""Exact softmax attention: the oracle of every other one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.attention.base import Attention
+from vit_jax.shapes import Array, Bool, Float
+
+
+class Softmax(Attention):
+  """softmax(Q Kᵀ / √D + bias) V, O(N·M). Vaswani et al. 2017, eq. 1.
+
+  Attributes:
+    causal: query i sees keys up to i + M - N (aligned bottom-right).
+    dropout_rate: of the attention weights, in training.
+    implementation: 'xla', 'cudnn', or 'auto': cuDNN's fused kernel on a GPU in
+      half precision where it can do what is asked, XLA everywhere else.
+  """
+
+  causal: bool = False
+  dropout_rate: float = 0.0
+  implementation: str = 'auto'
+
+  @nn.compact
+  def __call__(
+    self,
+    q: Float[Array, 'B N H D'],
+    k: Float[Array, 'B M H D'],
+    v: Float[Array, 'B M H E'],
+    *,
+    key_mask: Bool[Array, 'B M'] | None = None,
+    mask: Bool[Array, 'b h N M'] | None = None,
+    bias: Float[Array, 'b h N M'] | None = None,
+    train: bool = False,
+  ) -> Float[Array, 'B N H E']:
+    """Attends; logits and softmax are in float32 whatever the inputs are."""
+    keep = _keep(q.shape[1], k.shape[1], self.causal, key_mask, mask)
+    dropping = train and self.dropout_rate > 0
+    if self._use_cudnn(q, v, dropping):
+      return _cudnn(q, k, v, bias, keep)
+    # Heads before tokens: XLA's CPU matrix product is twice as fast on
+    # contiguous [N D] matrices than on linen's strided [N H D].
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    weights = _weights(q * q.shape[-1] ** -0.5, k, bias, keep)
+    weights = nn.Dropout(self.dropout_rate)(
+      weights, deterministic=not dropping
+    )
+    out = jnp.einsum('bhnm,bhme->bhne', weights.astype(v.dtype), v)
+    return out.swapaxes(1, 2)
+
+  def _use_cudnn(self, q, v, dropping: bool) -> bool:
+    choices = ('auto', 'xla', 'cudnn')
+    if self.implementation not in choices:
+      raise ValueError(
+        f'implementation={self.implementation!r}; choices: {choices}'
+      )
+    width = q.shape[-1]
+    able = (
+      jax.default_backend() == 'gpu'
+      and q.dtype in (jnp.bfloat16, jnp.float16)
+      and not dropping
+      and width % 8 == 0
+      and width <= 128
+      and v.shape[-1] == width
+    )
+    if self.implementation == 'cudnn' and not able:
+      raise ValueError(
+        "implementation='cudnn' needs a GPU, bfloat16 or float16, a head width "
+        'divisible by 8 and at most 128, equal for keys and values, and no '
+        f'dropout of attention weights; got {jax.default_backend()}, '
+        f'{q.dtype}, widths {width} and {v.shape[-1]}, '
+        f'dropout_rate={self.dropout_rate if dropping else 0.0}'
+      )
+    return able and self.implementation != 'xla'
+
+
+def _keep(queries, keys, causal, key_mask, mask):
+  """The conjunction of all masks, Bool[#B #H #N M], or None."""
+  keep = mask
+  if key_mask is not None:
+    padding = key_mask[:, None, None, :]
+    keep = padding if keep is None else keep & padding
+  if causal:
+    past = jnp.tri(queries, keys, keys - queries, dtype=bool)[None, None]
+    keep = past if keep is None else keep & past
+  return keep
+
+
+def _weights(q, k, bias, keep):
+  """Row softmax in float32; a row with no key left is zero, not NaN."""
+  logits = jnp.einsum(
+    'bhnd,bhmd->bhnm', q, k, preferred_element_type=jnp.float32
+  )
+  if bias is not None:
+    logits = logits + bias.astype(jnp.float32)
+  if keep is None:
+    return jax.nn.softmax(logits, axis=-1)
+  # A finite stand-in for -inf keeps gradients finite in rows without a key.
+  logits = jnp.where(keep, logits, jnp.finfo(jnp.float32).min)
+  return jnp.where(keep, jax.nn.softmax(logits, axis=-1), 0.0)
+
+
+def _cudnn(q, k, v, bias, keep):
+  out = jax.nn.dot_product_attention(
+    q, k, v, bias=None if bias is None else bias.astype(q.dtype), mask=keep,
+    implementation='cudnn',
+  )  # fmt: skip
+  if keep is None:
+    return out
+  # cuDNN's softmax of a row without a key is the mean of the values.
+  some = jnp.broadcast_to(
+    keep, (*keep.shape[:2], q.shape[1], k.shape[1])
+  ).any(-1)
+  some = jnp.broadcast_to(some, (q.shape[0], q.shape[2], q.shape[1]))
+  return jnp.where(some.swapaxes(1, 2)[..., None], out, 0)

@@ -1,0 +1,249 @@
+"""Layers that every vision Transformer shares: patches, positions, MLP, heads.
+
+Class and parameter names are those of the original ViT codebase wherever it has
+the layer, so its weights and its users' code fit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.shapes import Array, Float
+
+GELUS = {
+  'tanh': lambda x: nn.gelu(x, approximate=True),  # the original ViT's
+  'exact': lambda x: nn.gelu(x, approximate=False),  # erf: PyTorch's, HF's
+}
+
+
+def gelu(form: str) -> Callable:
+  """The GELU of that form, 'tanh' or 'exact'."""
+  if form not in GELUS:
+    raise ValueError(f'gelu={form!r}; choices: {", ".join(GELUS)}')
+  return GELUS[form]
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+  """(height, width) of a size given as one number or two."""
+  return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def grid_of(
+  size: int | tuple[int, int], patch_size: int | tuple[int, int]
+) -> tuple[int, int]:
+  """Rows and columns of patches in an image of that size.
+
+  Raises:
+    ValueError: the patches do not cover the image exactly.
+  """
+  (height, width), (rows, columns) = pair(size), pair(patch_size)
+  if height % rows or width % columns or not height or not width:
+    near = tuple(
+      max(1, round(a / b)) * b
+      for a, b in ((height, rows), (width, columns))
+    )
+    raise ValueError(
+      f'an image of {height}×{width} pixels is not divisible into patches of '
+      f'{rows}×{columns}; the nearest size that is: {near[0]}×{near[1]}'
+    )
+  return height // rows, width // columns
+
+
+class PatchEmbedding(nn.Module):
+  """Linear embedding of patches: [B H W C] → [B N features], row by row.
+
+  Equals a convolution whose stride is its window, with that convolution's
+  parameters (kernel [h w C features]); computed as reshape and one matrix
+  product, which is faster on a CPU, above all backwards.
+  """
+
+  features: int
+  patch_size: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B Y X C']
+  ) -> Float[Array, 'B N F']:
+    """Embeds images; raises a ValueError if patches do not cover them."""
+    p, (b, height, width, c) = self.patch_size, images.shape
+    rows, columns = grid_of((height, width), p)
+    kernel = self.param(
+      'kernel', nn.initializers.lecun_normal(), (p, p, c, self.features)
+    )
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x = images.astype(self.dtype).reshape(b, rows, p, columns, p, c)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, p * p * c)
+    kernel = kernel.reshape(-1, self.features).astype(self.dtype)
+    return x @ kernel + bias.astype(self.dtype)
+
+
+def sincos2d(
+  grid: tuple[int, int], width: int, temperature: float = 1e4
+) -> Float[np.ndarray, '1 N C']:
+  """Fixed 2-D sine-cosine table, [1 rows·columns width].
+
+  Channels are sin x, cos x, sin y, cos y at width/4 frequencies
+  temperature^(-i/(width/4-1)), as in MoCo v3 (Chen et al. 2021).
+
+  Raises:
+    ValueError: width is not a multiple of 4, or less than 8.
+  """
+  if width % 4 or width < 8:
+    raise ValueError(f'sincos2d needs a width of 8, 12, 16, …; got {width}')
+  y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1)
+  omega = np.arange(width // 4) / (width // 4 - 1)
+  omega = (1.0 / temperature**omega)[None]
+  x, y = x * omega, y * omega
+  table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+  return table[None].astype(np.float32)
+
+
+def align_corners(new: int, old: int) -> Float[np.ndarray, 'new old']:
+  """Matrix of linear interpolation from `old` to `new` points, ends to ends.
+
+  The rule of `scipy.ndimage.zoom(order=1)`, by which the original codebase
+  resizes position embeddings; `jax.image.resize` aligns pixel areas instead.
+  """
+  at = np.linspace(0.0, old - 1.0, new) if new > 1 else np.zeros(1)
+  low = np.clip(np.floor(at).astype(int), 0, max(old - 2, 0))
+  fraction = at - low
+  matrix = np.zeros((new, old), np.float32)
+  matrix[np.arange(new), low] += 1 - fraction
+  if old > 1:
+    matrix[np.arange(new), low + 1] += fraction
+  return matrix
+
+
+def resize_positions(
+  table: Float[Array, '1 N C'],
+  old: tuple[int, int],
+  new: tuple[int, int],
+  method: str = 'align_corners',
+) -> Float[Array, '1 M C']:
+  """Resizes a grid of position embeddings from `old` to `new` (rows, columns).
+
+  Args:
+    table: [1 old_rows·old_columns C], without prefix tokens.
+    old: its grid.
+    new: the grid wanted.
+    method: 'align_corners' (bilinear, the original's), or a method of
+      `jax.image.resize` with half-pixel centres and antialiasing
+      ('bilinear', 'bicubic', …; timm's is 'bicubic').
+  """
+  choices = ('align_corners', 'bilinear', 'bicubic', 'lanczos3', 'nearest')
+  if method not in choices:
+    raise ValueError(f'method={method!r}; choices: {", ".join(choices)}')
+  if old == new:
+    return table
+  width = table.shape[-1]
+  x = table.reshape(*old, width)
+  if method == 'align_corners':
+    x = jnp.einsum('yr,rcw->ycw', align_corners(new[0], old[0]), x)
+    x = jnp.einsum('xc,ycw->yxw', align_corners(new[1], old[1]), x)
+  else:
+    x = jax.image.resize(x, (*new, width), method=method)
+  return x.reshape(1, new[0] * new[1], width)
+
+
+class AddPositionEmbs(nn.Module):
+  """Adds a learned table to the tokens: [B N C] → [B N C].
+
+  The table `pos_embedding` [1, learned_prefix + rows·columns, C], N(0, 0.02),
+  belongs to `table_grid`; for another `grid` it is resized on the way, with
+  gradients. Prefix tokens beyond `learned_prefix` (registers) get no position.
+  """
+
+  table_grid: tuple[int, int]
+  learned_prefix: int = 0
+  method: str = 'align_corners'
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'B N C'],
+    grid: tuple[int, int],
+    prefix: int = 0,
+  ) -> Float[Array, 'B N C']:
+    """Adds positions to `prefix` tokens followed by a grid of patches."""
+    width, learned = x.shape[-1], self.learned_prefix
+    cells = self.table_grid[0] * self.table_grid[1]
+    table = self.param(
+      'pos_embedding',
+      nn.initializers.normal(stddev=0.02),
+      (1, learned + cells, width),
+    )
+    cell = resize_positions(
+      table[:, learned:], self.table_grid, grid, self.method
+    )
+    rest = jnp.zeros((1, prefix - learned, width), table.dtype)
+    table = jnp.concatenate([table[:, :learned], rest, cell], axis=1)
+    return x + table.astype(x.dtype)
+
+
+class MlpBlock(nn.Module):
+  """Dense → GELU → Dense, [B N C] → [B N C]. Dosovitskiy et al. 2021, eq. 3."""
+
+  mlp_dim: int
+  dropout_rate: float = 0.0
+  gelu: str = 'tanh'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, '*B C'], train: bool = False
+  ) -> Float[Array, '*B C']:
+    """Applies the same MLP to every token."""
+    dense = lambda features: nn.Dense(  # noqa: E731
+      features,
+      kernel_init=nn.initializers.xavier_uniform(),
+      bias_init=nn.initializers.normal(stddev=1e-6),
+      dtype=self.dtype,
+    )
+    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+    width = x.shape[-1]
+    x = drop(gelu(self.gelu)(dense(self.mlp_dim)(x)))
+    return drop(dense(width)(x))
+
+
+class DropPath(nn.Module):
+  """Drops whole examples of a residual branch in training.
+
+  x · Bernoulli(1 - rate) / (1 - rate), one draw an example. Huang et al. 2016,
+  "Deep Networks with Stochastic Depth"; randomness from the 'dropout' stream.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B *N'], train: bool = False
+  ) -> Float[Array, 'B *N']:
+    """Scales kept examples up, so that the expectation is unchanged."""
+    if not 0.0 <= self.rate < 1.0:
+      raise ValueError(f'a drop-path rate lies in [0, 1); got {self.rate}')
+    if not train or self.rate == 0.0:
+      return x
+    shape = (x.shape[0], *(1,) * (x.ndim - 1))
+    keep = jax.random.bernoulli(
+      self.make_rng('dropout'), 1.0 - self.rate, shape
+    )
+    return jnp.where(keep, x / (1.0 - self.rate), 0).astype(x.dtype)
+
+
+class LayerScale(nn.Module):
+  """x · scale, one learned factor a channel. Touvron et al. 2021 (CaiT)."""
+
+  initial: float
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B C']) -> Float[Array, '*B C']:
+    """Scales the channels."""
+    scale = self.param(
+      'scale', nn.initializers.constant(self.initial), (x.shape[-1],)
+    )
+    return x * jnp.broadcast_to(scale.astype(x.dtype), x.shape)
