@@ -97,7 +97,9 @@ def accepted(entry: Callable[..., Any]) -> tuple[str, ...]:
   given = entry.args if isinstance(entry, functools.partial) else ()
   entry = entry.func if isinstance(entry, functools.partial) else entry
   names = list(inspect.signature(entry).parameters)[len(given) :]
-  return tuple(n for n in names if n not in ('self', 'parent', 'name'))
+  # A linen module's own two fields are not options of ours.
+  hidden = ('parent', 'name') if 'parent' in names else ()
+  return tuple(n for n in names if n not in hidden)
 
 
 def check_options(

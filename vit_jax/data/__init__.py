@@ -1,0 +1,201 @@
+"""Data: sources, transforms, and `build`, which makes batches of them.
+
+Adding a source: a class as `pipeline.Source`, one line in `SOURCES`. Adding a
+transform: a frozen dataclass as `transforms.Transform`, one line in
+`TRANSFORMS`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax import specs
+from vit_jax.data import (
+  auto,
+  color,
+  decode,
+  digits,
+  folder,
+  geometry,
+  pipeline,
+  synthetic,
+  tfds,
+  transforms,
+)
+
+BadImageError = decode.BadImageError
+
+SOURCES = {
+  'digits': digits.Digits,  # 1,797 8×8 digits of scikit-learn; no download
+  'folder': folder.Folder,  # PATH/train/CLASS/*.jpg, or PATH/CLASS/*.jpg
+  'synthetic': synthetic.Synthetic,  # noise of a declared shape
+  'tfds': tfds.Tfds,  # any TensorFlow Datasets set prepared as array_record
+}
+
+DECODERS = {
+  'decode': decode.Decode,  # JPEG, PNG, WebP, GIF, BMP, within limits
+}
+
+TRANSFORMS = {
+  # Geometry.
+  'resize': geometry.Resize,  # to an exact size
+  'resize_short': geometry.ResizeShort,  # the shorter side; keeps the aspect
+  'center_crop': geometry.CenterCrop,
+  'inception_crop': geometry.InceptionCrop,  # Szegedy et al. 2015, §6
+  'pad_crop': geometry.PadCrop,  # He et al. 2016, §4.2
+  'flip': geometry.Flip,
+  'affine': geometry.Affine,  # small rotation, scale and shift
+  # Colour.
+  'grayscale': color.Grayscale,
+  'color_jitter': color.ColorJitter,
+  # Policies.
+  'randaugment': auto.RandAugment,  # Cubuk et al. 2020, as in timm
+  'trivial_augment': auto.TrivialAugment,  # Müller and Hutter 2021, wide
+  'three_augment': auto.ThreeAugment,  # Touvron et al. 2022 (DeiT III), §3.3
+  # Numbers.
+  'value_range': transforms.ValueRange,  # 0..255 → low..high
+  'normalize': transforms.Normalize,  # (x / 255 − mean) / std
+}
+
+
+def build(
+  source: str,
+  train: str,
+  test: str,
+  decode: str = 'decode',
+  train_split: str = 'train',
+  test_split: str = 'test',
+  on_bad: str = 'refuse',
+  cache: bool = False,
+  workers: int = 0,
+  threads: int | None = None,
+  prefetch: int = 4,
+) -> pipeline.Data:
+  """Builds a data set from specs.
+
+  Args:
+    source: spec of `SOURCES`.
+    train: specs of `TRANSFORMS`, comma separated, for training.
+    test: those for evaluation, and so for prediction; none may be random.
+    decode: spec of `DECODERS`.
+    train_split: split of the source.
+    test_split: split of the source.
+    on_bad: 'refuse' raises on an image that cannot be used; 'skip' yields it
+      with weight 0, logs it, and counts it in the iterator's `skipped`.
+    cache: keep decoded images in memory, per process.
+    workers: processes that prepare batches, 0 for this one. Together with
+      threads and prefetch it changes no batch.
+    threads: per process; None is one with a cache, else one per core: tiny
+      cached examples keep Python busy, and threads would only contend for it.
+    prefetch: batches held ready, per process.
+
+  Raises:
+    ValueError: on unknown names and options, and on whatever can be known
+      without reading all of the data.
+  """
+  if on_bad not in ('refuse', 'skip'):
+    raise ValueError(f"on_bad={on_bad!r} must be 'refuse' or 'skip'")
+  preprocess = {
+    'decode': _spell_out(decode, DECODERS, 'decoder'),
+    'transform': _spell_out(test, TRANSFORMS, 'transform'),
+  }
+  decoder, test_chain = _build_preprocess(preprocess)
+  train_chain = pipeline.Chain(specs.build_all(train, TRANSFORMS, 'transform'))
+  if threads is None:
+    threads = 1 if cache else min(os.cpu_count() or 1, 16)
+  reading = pipeline.Reading(workers, threads, prefetch)
+  splits = [
+    specs.build(source, SOURCES, 'source', split=split)
+    for split in (train_split, test_split)
+  ]
+  for name, split in zip((train_split, test_split), splits, strict=True):
+    if not len(split):
+      raise ValueError(f'the split {name!r} of {source!r} has no examples')
+  identity = {
+    'source': _identify(source),
+    'splits': [train_split, test_split],
+    'sizes': [len(split) for split in splits],
+    'fingerprints': [split.fingerprint for split in splits],
+    'labels': list(splits[0].labels),
+    'train': _spell_out(train, TRANSFORMS, 'transform'),
+    'on_bad': on_bad,
+    **preprocess,
+  }
+  if splits[0].labels != splits[1].labels:
+    raise ValueError(
+      f'the splits {train_split!r} and {test_split!r} have different labels: '
+      f'{splits[0].labels} and {splits[1].labels}'
+    )
+  return pipeline.Data(
+    *(pipeline.Decoded(s, decoder, on_bad, cache) for s in splits),
+    train_chain=train_chain,
+    test_chain=test_chain,
+    labels=splits[0].labels,
+    reading=reading,
+    preprocess=preprocess,
+    identity=identity,
+  )
+
+
+def load_image(
+  image: str | os.PathLike | bytes, preprocess: Mapping[str, Any]
+) -> np.ndarray:
+  """Decodes and transforms one image as evaluation does.
+
+  Args:
+    image: a path or encoded bytes.
+    preprocess: `Data.preprocess`.
+
+  Returns:
+    float32 `[H W C]`.
+
+  Raises:
+    BadImageError: the image cannot be used.
+  """
+  decoder, chain = _build_preprocess(preprocess)
+  name = '<bytes>'
+  if not isinstance(image, bytes):
+    name = os.fspath(image)
+    with open(name, 'rb') as f:
+      image = f.read()
+  try:
+    pixels = decoder(image)
+  except BadImageError as e:
+    raise BadImageError(f'cannot use {name}: {e}') from None
+  return chain({'image': pixels, 'name': name})['image']
+
+
+def _build_preprocess(
+  preprocess: Mapping[str, Any],
+) -> tuple[decode.Decode, pipeline.Chain]:
+  decoder = specs.build(preprocess['decode'], DECODERS, 'decoder')
+  chain = specs.build_all(preprocess['transform'], TRANSFORMS, 'transform')
+  for transform in chain:
+    if transform.random:
+      raise ValueError(
+        f'{transform!r} is random, in the test transforms '
+        f'{preprocess["transform"]!r}: it belongs in train'
+      )
+  return decoder, pipeline.Chain(chain)
+
+
+def _spell_out(text: str, table: Mapping[str, Any], what: str) -> str:
+  """The specs with all their options: later defaults must not change them."""
+  built = zip(
+    specs.parse(text), specs.build_all(text, table, what), strict=True
+  )
+  return ', '.join(
+    str(specs.Spec(spec.name, dataclasses.asdict(entry)))
+    for spec, entry in built
+  )
+
+
+def _identify(source: str) -> str:
+  """The source's spec without the options that only say where it lies."""
+  (spec,) = specs.parse(source)
+  where = SOURCES[spec.name].location
+  kept = {k: v for k, v in spec.options.items() if k not in where}
+  return str(specs.Spec(spec.name, kept))

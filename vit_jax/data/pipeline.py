@@ -1,0 +1,383 @@
+"""From a source to batches: shuffled, decoded, transformed, sliced, resumable.
+
+The order comes first: step → indices → load → transform → batch. So a run
+resumes at any step with no iterator state, and workers, threads, prefetching
+and the number of processes change nothing in what a step sees.
+"""
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from vit_jax.data import decode as decode_lib
+from vit_jax.data import transforms
+
+Example = transforms.Example
+Batch = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to the examples of one split.
+
+  An example is `{'image': bytes or uint8 [H W C], 'label': int, 'name': str}`.
+  """
+
+  location: tuple[str, ...]  # options that say where the data is, not which
+  labels: tuple[str, ...]
+  fingerprint: str  # equal if and only if the examples are
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Example: ...
+
+
+class Decoded:
+  """A source with its images decoded; bad ones refused, or blank with weight 0.
+
+  Indices from `len(source)` on are blank too: the padding of the last batch.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    decode: decode_lib.Decode,
+    on_bad: str,
+    cache: bool,
+  ):
+    self._source = source
+    self._decode = decode
+    self._on_bad = on_bad
+    self._size = len(source)
+    self._cache = {} if cache else None
+    self._said = set()
+    self._blank = np.zeros_like(self._first_good())
+
+  def __len__(self) -> int:
+    return self._size
+
+  def __getitem__(self, index: int) -> Example:
+    if index >= self._size:
+      return _example(self._blank, 0, 0.0, 'an image as large as the first')
+    if self._cache is not None and index in self._cache:
+      return self._cache[index]
+    raw = self._source[index]
+    image = self._load(raw)
+    good = image is not None
+    image = image if good else self._blank
+    example = _example(image, raw['label'], float(good), raw['name'])
+    if self._cache is not None:
+      image.flags.writeable = False  # it is shared from here on
+      self._cache[index] = example
+    return example
+
+  def __getstate__(self) -> dict[str, Any]:
+    # A worker process fills a cache of its own.
+    cache = None if self._cache is None else {}
+    return {**self.__dict__, '_cache': cache}
+
+  def _load(self, raw: Example) -> np.ndarray | None:
+    """The decoded image, or None for a bad one that may be skipped."""
+    try:
+      return self._decode(raw['image'])
+    except decode_lib.BadImageError as e:
+      if self._on_bad == 'refuse':
+        raise decode_lib.BadImageError(
+          f"cannot use {raw['name']}: {e}; on_bad='skip' leaves such images out"
+        ) from None
+      if raw['name'] not in self._said:  # once, not in every epoch
+        self._said.add(raw['name'])
+        logging.warning('skipped %s: %s', raw['name'], e)
+      return None
+
+  def _first_good(self, tries: int = 100) -> np.ndarray:
+    """The first image that decodes."""
+    for index in range(min(self._size, tries)):
+      image = self._load(self._source[index])
+      if image is not None:
+        return image
+    raise ValueError(
+      f"on_bad='skip' skipped all of the first {index + 1} images; the log "
+      'says why'
+    )
+
+
+def _example(
+  image: np.ndarray, label: int, weight: float, name: str
+) -> Example:
+  return {'image': image, 'label': label, 'weight': weight, 'name': name}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """Transforms, one after the other."""
+
+  transforms: tuple[Callable, ...]
+
+  def __call__(
+    self, example: Example, rng: np.random.Generator | None = None
+  ) -> Example:
+    """Applies all; a ValueError names the example."""
+    try:
+      for transform in self.transforms:
+        example = transform(example, rng)
+    except ValueError as e:
+      raise ValueError(f'{example["name"]}: {e}') from e
+    return example
+
+
+@dataclasses.dataclass(frozen=True)
+class Collate:
+  """Examples → a batch, all of one image shape."""
+
+  shape: tuple[int, ...]
+  num_classes: int
+  which: str  # 'train' or 'test', for the messages
+
+  def __call__(self, examples: list[Example]) -> Batch:
+    """Stacks what belongs into a batch, which names do not."""
+    images = np.empty((len(examples), *self.shape), np.float32)
+    for i, example in enumerate(examples):
+      if example['image'].shape != self.shape:
+        raise ValueError(
+          f'{example["name"]} comes out as {example["image"].shape}, others as '
+          f'{self.shape}: batches have one shape; end the geometry of the '
+          f'{self.which} transforms with one of resize(size=…), '
+          'inception_crop(size=…), center_crop(size=…)'
+        )
+      if not 0 <= example['label'] < self.num_classes:
+        raise ValueError(
+          f'{example["name"]} has the label {example["label"]}, not one of the '
+          f'{self.num_classes} classes 0…{self.num_classes - 1}'
+        )
+      images[i] = example['image']
+    return {
+      'image': images,
+      'label': np.array([e['label'] for e in examples], np.int32),
+      'weight': np.array([e['weight'] for e in examples], np.float32),
+    }
+
+
+class Batches:
+  """An iterator over batches; `close()` it, or use it in `with`.
+
+  Attributes:
+    skipped: how many bad images were left out so far.
+  """
+
+  def __init__(self, iterator: Any, steps: Iterator[np.ndarray]):
+    self._iterator = iterator
+    self._real = steps  # for every batch, which of its rows are not padding
+    self._ended = False
+    self.skipped = 0
+
+  def __iter__(self) -> 'Batches':
+    return self
+
+  def __next__(self) -> Batch:
+    if self._ended:
+      raise StopIteration
+    try:
+      batch = next(self._iterator)
+    except StopIteration:
+      self._ended = True
+      self.close()
+      raise
+    real = next(self._real)
+    self.skipped += int(np.sum(real & (batch['weight'] == 0)))
+    return batch
+
+  def close(self) -> None:
+    """Stops worker processes and threads."""
+    self._iterator.close()
+
+  def __enter__(self) -> 'Batches':
+    return self
+
+  def __exit__(self, *error) -> None:
+    self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How examples are read, which changes no batch.
+
+  Attributes:
+    workers: processes that decode and transform; 0 is this process. They start
+      afresh: a script that uses them needs `if __name__ == '__main__'`.
+    threads: per process.
+    prefetch: batches held ready, per process.
+  """
+
+  workers: int
+  threads: int
+  prefetch: int
+
+  def __post_init__(self):
+    for name in ('workers', 'threads', 'prefetch'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 0:
+        raise ValueError(f'{name}={value!r} must be an integer of at least 0')
+
+  def read(self, batches: Any) -> Any:
+    """An iterator over a Grain `MapDataset` of batches."""
+    import grain
+
+    options = grain.ReadOptions(
+      num_threads=self.threads,
+      prefetch_buffer_size=max(self.prefetch, self.threads),
+    )
+    batches = batches.to_iter_dataset(options)
+    if self.workers:
+      from absl import flags
+
+      if not flags.FLAGS.is_parsed():  # in a notebook; Grain reads its flags
+        flags.FLAGS.mark_as_parsed()
+      batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=self.workers, per_worker_buffer_size=2
+        )
+      )
+    return iter(batches)
+
+
+class Data:
+  """Batches of one data set; see `vit_jax.data.build`.
+
+  Attributes:
+    labels: class names.
+    num_classes: how many.
+    train_size: examples of the training split.
+    test_size: examples of the test split.
+    spec: `{name: (shape, dtype)}` of one transformed test example.
+    preprocess: JSON-able; what prediction needs, see `load_image`.
+    identity: JSON-able; a run resumes only where it is equal.
+  """
+
+  def __init__(
+    self,
+    train: Decoded,
+    test: Decoded,
+    train_chain: Chain,
+    test_chain: Chain,
+    labels: tuple[str, ...],
+    reading: Reading,
+    preprocess: Mapping[str, Any],
+    identity: Mapping[str, Any],
+  ):
+    self.labels = labels
+    self.num_classes = len(labels)
+    self.train_size = len(train)
+    self.test_size = len(test)
+    self.preprocess = dict(preprocess)
+    self.identity = dict(identity)
+    self._train, self._test = train, test
+    self._train_chain, self._test_chain = train_chain, test_chain
+    self._reading = reading
+    # Any seed will do: static shapes do not depend on it.
+    self._train_shape = _shape_of(train, train_chain, 'train')
+    shape = _shape_of(test, test_chain, 'test')
+    if self._train_shape[2] != shape[2]:
+      raise ValueError(
+        f'training images have {self._train_shape[2]} channels and test images '
+        f'{shape[2]}: the transforms must end in the same number'
+      )
+    self.spec = {
+      'image': (shape, np.dtype(np.float32)),
+      'label': ((), np.dtype(np.int32)),
+      'weight': ((), np.dtype(np.float32)),
+    }
+
+  def train_batches(
+    self,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process: int = 0,
+    processes: int = 1,
+  ) -> Batches:
+    """Endless training batches from `start_step` on.
+
+    Args:
+      batch_size: of all processes together; each yields its share.
+      seed: of the order and of the augmentation.
+      start_step: the first batch is that of this step.
+      process: index of this process.
+      processes: how many share a batch.
+
+    Returns:
+      An iterator over `{'image': float32 [b H W C], 'label': int32 [b],
+      'weight': float32 [b]}` with b = batch_size / processes.
+    """
+    import grain
+
+    rows = _share(batch_size, process, processes)
+    for name, value in (('seed', seed), ('start_step', start_step)):
+      if not 0 <= value < 2**32:
+        raise ValueError(f'{name}={value} must be in [0, 2³²)')
+    collate = Collate(self._train_shape, self.num_classes, 'train')
+    batches = (
+      grain.MapDataset.source(self._train)
+      .seed(seed)
+      .shuffle()
+      .repeat(None)
+      .random_map(self._train_chain)[process::processes]
+      .batch(rows, drop_remainder=True, batch_fn=collate)[start_step:]
+    )
+    real = itertools.repeat(np.ones(rows, bool))
+    return Batches(self._reading.read(batches), real)
+
+  def test_batches(
+    self, batch_size: int, process: int = 0, processes: int = 1
+  ) -> Batches:
+    """One exact pass: every example once, in order, padded with weight 0.
+
+    Args:
+      batch_size: of all processes together.
+      process: index of this process.
+      processes: how many share a batch; all yield the same number of batches.
+
+    Returns:
+      An iterator as that of `train_batches`, with an end.
+    """
+    import grain
+
+    rows = _share(batch_size, process, processes)
+    collate = Collate(self.spec['image'][0], self.num_classes, 'test')
+    steps = -(-self.test_size // batch_size)
+    indices = np.arange(steps * batch_size)[process::processes]
+    batches = (
+      grain.MapDataset.range(steps * batch_size)
+      .map(self._test.__getitem__)
+      .map(self._test_chain)[process::processes]
+      .batch(rows, batch_fn=collate)
+    )
+    real = iter((indices < self.test_size).reshape(steps, rows))
+    return Batches(self._reading.read(batches), real)
+
+
+def _share(batch_size: int, process: int, processes: int) -> int:
+  """Rows of a batch that one process yields."""
+  if not 0 <= process < processes:
+    raise ValueError(f'process={process} is not in 0…{processes - 1}')
+  if batch_size < 1 or batch_size % processes:
+    raise ValueError(
+      f'batch_size={batch_size} must be a positive multiple of '
+      f'processes={processes}'
+    )
+  return batch_size // processes
+
+
+def _shape_of(source: Decoded, chain: Chain, which: str) -> tuple[int, ...]:
+  """The shape that the transforms give the blank image."""
+  image = chain(source[len(source)], np.random.default_rng(0))['image']
+  if image.dtype != np.float32:
+    raise ValueError(
+      f'the {which} transforms end in {image.dtype} pixels: end them with '
+      'value_range(low=…, high=…) or normalize(mean=…, std=…)'
+    )
+  return image.shape
