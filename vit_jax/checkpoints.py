@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 
 ITEMS = ('params', 'variables', 'optimizer', 'ema')
 MANIFEST = 'sha256.json'
+# Orbax writes these when all else is done; they hold times, nothing restored.
+UNSEALED = (MANIFEST, '_CHECKPOINT_METADATA', 'commit_success.txt')
 FOLDER = 'checkpoints'
 
 
@@ -32,8 +34,8 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def _files(step_dir: pathlib.Path) -> list[pathlib.Path]:
-  found = (p for p in step_dir.rglob('*') if p.is_file())
-  return sorted(p for p in found if p.name != MANIFEST)
+  found = sorted(p for p in step_dir.rglob('*') if p.is_file())
+  return [p for p in found if str(p.relative_to(step_dir)) not in UNSEALED]
 
 
 def _write_manifest(step_dir: pathlib.Path) -> None:
@@ -207,21 +209,18 @@ class Checkpoints:
 
   def meta(self, step: int) -> dict[str, Any]:
     """The JSON part of a checkpoint."""
-    return _tuples(
-      self._manager.restore(
-        step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-      )['meta']
-    )
+    return read_meta(self.directory / str(step))
 
   def restore(self, step: int, like: Mapping[str, Any]) -> dict[str, Any]:
     """Restores trees of the shapes, dtypes and shardings of `like`."""
-    wanted = {
-      k: ocp.args.StandardRestore(v)
-      for k, v in like.items()
-      if jax.tree.leaves(v)
-    }
-    found = self._manager.restore(step, args=ocp.args.Composite(**wanted))
-    return {k: found[k] if k in wanted else v for k, v in like.items()}
+    path = self.directory / str(step)
+    with ocp.StandardCheckpointer() as checkpointer:
+      return {
+        item: checkpointer.restore(path / item, tree)
+        if jax.tree.leaves(tree)
+        else tree
+        for item, tree in like.items()
+      }
 
   def close(self) -> None:
     """Waits for the save under way, then closes: never leave without."""

@@ -31,7 +31,7 @@ def count(fn: Callable, *args: Any, **kwargs: Any) -> float:
 
   Walks the jaxpr, multiplying loop bodies by their length, which XLA's own cost
   analysis does not; `args` may be ShapeDtypeStructs. A `while` loop, whose
-  length is unknown, counts once.
+  length is unknown, counts once; zeros that pad a convolution's border count.
   """
   return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
@@ -54,10 +54,21 @@ def _equation(eqn: Any) -> float:
     kernel = eqn.invars[1].aval.shape
     out_features = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
     each = math.prod(kernel) / out_features
+    # A transposed convolution's zeros between the pixels are no work.
+    each /= math.prod(eqn.params['lhs_dilation'])
     return 2.0 * each * math.prod(eqn.outvars[0].aval.shape)
+  if name.startswith('dot_product_attention_'):  # cuDNN's, opaque; [B N H D]
+    q, k = (v.aval.shape for v in eqn.invars[:2])
+    products = 2.0 if '_fwd' in name else 4.0
+    return products * 2.0 * math.prod(q) * k[1]
   if name == 'cond':  # the most expensive branch
     return max(_count(b.jaxpr) for b in eqn.params['branches'])
-  times = eqn.params['length'] if name == 'scan' else 1
+  times = 1
+  if name == 'scan':
+    times = eqn.params['length']
+  elif name == 'shard_map':  # its shapes are those of one device's part
+    sizes = eqn.params['mesh'].shape
+    times = math.prod(sizes[axis] for axis in eqn.params['manual_axes'])
   inside = 0.0
   for value in eqn.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -79,7 +79,7 @@ class PatchEmbedding(nn.Module):
     x = images.astype(self.dtype).reshape(b, rows, p, columns, p, c)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * columns, p * p * c)
     kernel = kernel.reshape(-1, self.features).astype(self.dtype)
-    return x @ kernel + bias.astype(self.dtype)
+    return x @ kernel + bias.astype(self.dtype)[None, None]
 
 
 def sincos2d(

@@ -1,7 +1,7 @@
 """Metrics that merge: over micro-batches, batches, devices and processes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax.shapes import Array, Float, Shaped
 
 
+@runtime_checkable
 class Metric(Protocol):
   """What a task reports: parts merge, the whole has a value."""
 

@@ -238,6 +238,9 @@ def train(
       )
       last = old['metrics'] or {}
       writer.say(f'resumed from {saved.describe()}')
+      if first >= steps:
+        writer.say('nothing left to do: the run is complete')
+        return last
     elif init is None:
       state = jax.jit(start, out_shardings=placed)(key, example)
     else:

@@ -70,9 +70,14 @@ class Writer:
     self._file.flush()
     for key, value in row.items():
       self._board.add_scalar(key, value, step)
-    shown = '  '.join(f'{k} {_short(v)}' for k, v in row.items())
+    shown = '  '.join(
+      f'{k.partition("/")[2]} {_short(v)}'
+      for k, v in row.items()
+      if k != 'train/skipped' or v
+    )
+    part = next(iter(row)).partition('/')[0]
     left = '' if eta is None else f'  eta {eta}'
-    self.say(f'{step:>7}/{self.steps}{left}  {shown}')
+    self.say(f'{step:>7}/{self.steps} {part:5}  {shown}{left}')
 
   def say(self, text: str) -> None:
     """Prints a line, once for all processes."""

@@ -69,19 +69,24 @@ def gigapixel_jpeg(photograph):
 def bad_files(photograph):
   jpeg = encode(photograph, 'JPEG')
   png = encode(photograph, 'PNG')
-  corrupt = bytearray(jpeg)
-  for i in range(len(jpeg) // 2, len(jpeg) // 2 + 20):
-    corrupt[i] ^= 0x5A
+  half = len(jpeg) // 2
+  corrupt = jpeg[:half] + b'\xff\xd9' + jpeg[half:]  # ends in the middle
   return {
-    'truncated.jpg': (jpeg[: len(jpeg) // 2], 'truncated or damaged JPEG'),
+    'truncated.jpg': (jpeg[:half], 'truncated or damaged JPEG'),
     'header_only.jpg': (jpeg[:50], 'truncated or damaged'),
-    'corrupt.jpg': (bytes(corrupt), 'damaged JPEG'),
+    'corrupt.jpg': (corrupt, 'damaged JPEG'),
     'truncated.png': (png[: len(png) // 2], 'truncated or damaged'),
-    'truncated.webp': (encode(photograph, 'WEBP')[:300], 'truncated or damaged'),
+    'truncated.webp': (
+      encode(photograph, 'WEBP')[:300],
+      'truncated or damaged',
+    ),
     'empty.png': (b'', 'truncated or damaged'),
     'text.jpg': (b'not an image', 'truncated or damaged'),
     'tiff.png': (encode(photograph, 'TIFF'), 'none of JPEG, PNG'),
-    'cmyk.jpg': (encode(photograph, 'JPEG', 'CMYK'), r'CMYK \(64×48\)'),
+    'cmyk.jpg': (
+      encode(photograph, 'JPEG', 'CMYK', quality=95),
+      r'CMYK \(64×48\)',
+    ),
     'rgba.png': (encode(with_alpha(photograph, 7)), r'RGBA.*\(64×48\)'),
     'rgba.webp': (
       encode(with_alpha(photograph, 7), 'WEBP', lossless=True),
@@ -89,13 +94,17 @@ def bad_files(photograph):
     ),
     'deep_grey.png': (deep_png(0), r'16 bits a channel \(8×8\)'),
     'deep_rgb.png': (deep_png(2), r'16 bits a channel \(8×8\)'),
-    'giga.png': (raw_png(40000, 40000, 8, 0, b''), 'pixels, over max_pixels'),
+    'giga.png': (raw_png(40000, 40000, 8, 0, b''), 'over max_pixels'),
     'giga.jpg': (gigapixel_jpeg(photograph), '65500×65500 = 4290250000 pixels'),
   }
 
 
 CONVERTIBLE = {
-  'cmyk.jpg', 'rgba.png', 'rgba.webp', 'deep_grey.png', 'deep_rgb.png'
+  'cmyk.jpg',
+  'rgba.png',
+  'rgba.webp',
+  'deep_grey.png',
+  'deep_rgb.png',
 }
 
 
@@ -112,7 +121,7 @@ def test_convert_accepts_what_can_be_converted(photograph):
   files = bad_files(photograph)
   convert = decode.Decode(convert=True)
   cmyk = convert(files['cmyk.jpg'][0])
-  assert np.abs(cmyk.astype(int) - photograph).mean() < 6  # JPEG is lossy
+  assert np.abs(cmyk.astype(int) - photograph).mean() < 4  # JPEG is lossy
   for name in ('rgba.png', 'rgba.webp'):
     laid = convert(files[name][0])
     np.testing.assert_array_equal(laid[5:], photograph[5:])
@@ -163,7 +172,9 @@ def test_jpeg_equals_pillow_up_to_the_inverse_transform(photograph):
     content = encode(photograph, 'JPEG', mode, quality=95)
     for channels, wanted in ((3, 'RGB'), (1, 'L')):
       ours = decode.Decode(channels=channels)(content)
-      theirs = np.asarray(Image.open(io.BytesIO(content)).convert(wanted))
+      theirs = Image.open(io.BytesIO(content))
+      theirs.draft(wanted, theirs.size)  # grey: the luma that is stored
+      theirs = np.asarray(theirs.convert(wanted))
       difference = ours.reshape(theirs.shape).astype(int) - theirs
       assert np.abs(difference).max() <= 2
       assert ours.shape == (48, 64, channels)

@@ -1,12 +1,16 @@
 """Order, augmentation and exactness of the batches."""
 
 import collections
+import io
 import itertools
+import json
+import multiprocessing
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vit_jax import data
 
@@ -111,8 +115,6 @@ def test_worker_processes_change_nothing_and_stop_on_close(digits):
   expected = take(plain.train_batches(100, seed=1, start_step=3), 5)
   batches = built.train_batches(100, seed=1, start_step=3)
   assert_equal(expected, list(itertools.islice(batches, 5)))
-  import multiprocessing
-
   before = multiprocessing.active_children()
   assert len(before) >= 2
   batches.close()
@@ -137,8 +139,9 @@ def test_processes_share_the_batch_of_one_process(digits):
 def test_an_epoch_covers_every_example_once_in_an_order_of_its_own():
   built = noise(size=12)
   batches = take(built.train_batches(4, seed=0), 6)
-  epochs = [sum(map(rows, b), collections.Counter()) for b in
-            (batches[:3], batches[3:])]
+  epochs = [
+    sum(map(rows, b), collections.Counter()) for b in (batches[:3], batches[3:])
+  ]
   assert epochs[0] == epochs[1]
   assert set(epochs[0].values()) == {1}
   assert len(epochs[0]) == 12
@@ -188,6 +191,7 @@ def test_a_test_pass_is_in_order():
 
 def test_identity_tells_data_apart_but_not_how_it_is_read(tmp_path, digits):
   assert digits().identity == digits(workers=3, prefetch=9).identity
+  assert json.loads(json.dumps(digits().identity)) == digits().identity
   others = [
     digits(test_split='train'),
     digits(on_bad='skip'),
@@ -208,11 +212,6 @@ def test_identity_tells_data_apart_but_not_how_it_is_read(tmp_path, digits):
 
 
 def test_preprocess_spells_defaults_out_and_serves_load_image(digits, tmp_path):
-  import io
-  import json
-
-  from PIL import Image
-
   built = digits()
   preprocess = json.loads(json.dumps(built.preprocess))
   assert preprocess['transform'] == 'value_range(low=-1.0, high=1.0)'
@@ -300,3 +299,18 @@ def test_importing_data_imports_neither_jax_nor_tensorflow_nor_grain():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert out.stdout.strip() == '[]'
+
+
+def test_workers_start_where_absl_flags_were_never_parsed(tmp_path):
+  script = tmp_path / 'run.py'
+  script.write_text(
+    'from vit_jax import data\n'
+    "if __name__ == '__main__':\n"
+    "  built = data.build('synthetic(size=8)', train='value_range', "
+    "test='value_range', workers=1)\n"
+    '  print(sum(b["weight"].sum() for b in built.test_batches(4)))\n'
+  )
+  out = subprocess.run(
+    [sys.executable, str(script)], capture_output=True, text=True, check=True
+  )
+  assert out.stdout.strip() == '8.0'

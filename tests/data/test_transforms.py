@@ -11,7 +11,11 @@ from vit_jax.data import TRANSFORMS, auto
 CASES = {
   'resize': ('resize(size=(5, 7))', 'resize(size=(40, 60))', (5, 7)),
   'resize_short': ('resize_short(size=20)', 'resize_short(size=40)', (20, 30)),
-  'center_crop': ('center_crop(size=31)', 'center_crop(size=(40, 60))', (31, 31)),
+  'center_crop': (
+    'center_crop(size=31)',
+    'center_crop(size=(40, 60))',
+    (31, 31),
+  ),
   'inception_crop': (
     'inception_crop(size=(9, 8))',
     'inception_crop(size=(40, 60), area_min=1.0, ratio_min=1.5, ratio_max=1.5)',
@@ -115,9 +119,10 @@ def test_flip_mirrors(photograph):
 
 
 def test_flip_happens_as_often_as_its_probability(photograph):
+  spec = 'flip(probability=0.3)'
   flipped = [
-    not np.array_equal(perform('flip(probability=0.3)', photograph, s), photograph)
-    for s in range(500)
+    not np.array_equal(perform(spec, photograph, seed), photograph)
+    for seed in range(500)
   ]
   assert abs(np.mean(flipped) - 0.3) < 0.07  # 3.4 standard deviations
 
@@ -129,9 +134,9 @@ def test_affine_moves_the_centre_of_mass_by_at_most_the_shift():
   shifts = []
   for seed in range(50):
     result = perform('affine(shift=1.5)', image, seed)[..., 0].astype(float)
-    shifts.append([
-      (result * grid).sum() / result.sum() - 7.5 for grid in (rows, columns)
-    ])
+    shifts.append(
+      [(result * grid).sum() / result.sum() - 7.5 for grid in (rows, columns)]
+    )
   assert np.abs(shifts).max() <= 1.52  # 8-bit rounding moves it by 0.02
   assert np.abs(shifts).max() > 1.2
   assert np.std(shifts) > 0.5  # and by fractions: 3/√12 = 0.87 if uniform
@@ -148,7 +153,9 @@ def test_pad_crop_is_a_shifted_image_in_zeros(photograph):
   image = np.maximum(photograph, 1)
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
   crops = [
-    padded[t : t + 40, l : l + 60] for t in range(5) for l in range(5)
+    padded[top : top + 40, left : left + 60]
+    for top in range(5)
+    for left in range(5)
   ]
   for seed in range(5):
     result = perform('pad_crop(padding=2)', image, seed)
@@ -217,9 +224,11 @@ def test_every_operation_changes_a_photograph_at_full_strength(
       result = operation(given, full, 128)
       assert (result.mode, result.size) == (mode, given.size)
       same = np.array_equal(np.asarray(result), np.asarray(given))
-      unchanged = operation is auto.identity or (
-        mode == 'L' and operation is auto.saturation
-      ) or (operation is auto.autocontrast)  # already of full contrast
+      unchanged = (
+        operation is auto.identity
+        or (mode == 'L' and operation is auto.saturation)
+        or (operation is auto.autocontrast)
+      )  # already of full contrast
       assert same <= unchanged, operation.__name__
       if full:
         zero = np.asarray(operation(given, 0, 128))

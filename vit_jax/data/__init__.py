@@ -1,6 +1,6 @@
 """Data: sources, transforms, and `build`, which makes batches of them.
 
-Adding a source: a class as `pipeline.Source`, one line in `SOURCES`. Adding a
+Adding a source: a class as `examples.Source`, one line in `SOURCES`. Adding a
 transform: a frozen dataclass as `transforms.Transform`, one line in
 `TRANSFORMS`.
 """
@@ -18,6 +18,7 @@ from vit_jax.data import (
   color,
   decode,
   digits,
+  examples,
   folder,
   geometry,
   pipeline,
@@ -54,7 +55,7 @@ TRANSFORMS = {
   # Policies.
   'randaugment': auto.RandAugment,  # Cubuk et al. 2020, as in timm
   'trivial_augment': auto.TrivialAugment,  # Müller and Hutter 2021, wide
-  'three_augment': auto.ThreeAugment,  # Touvron et al. 2022 (DeiT III), §3.3
+  'three_augment': auto.ThreeAugment,  # Touvron et al. 2022 (DeiT III)
   # Numbers.
   'value_range': transforms.ValueRange,  # 0..255 → low..high
   'normalize': transforms.Normalize,  # (x / 255 − mean) / std
@@ -85,7 +86,7 @@ def build(
     test_split: split of the source.
     on_bad: 'refuse' raises on an image that cannot be used; 'skip' yields it
       with weight 0, logs it, and counts it in the iterator's `skipped`.
-    cache: keep decoded images in memory, per process.
+    cache: keep decoded images in memory, per process; for small sets.
     workers: processes that prepare batches, 0 for this one. Together with
       threads and prefetch it changes no batch.
     threads: per process; None is one with a cache, else one per core: tiny
@@ -103,7 +104,7 @@ def build(
     'transform': _spell_out(test, TRANSFORMS, 'transform'),
   }
   decoder, test_chain = _build_preprocess(preprocess)
-  train_chain = pipeline.Chain(specs.build_all(train, TRANSFORMS, 'transform'))
+  train_chain = examples.Chain(specs.build_all(train, TRANSFORMS, 'transform'))
   if threads is None:
     threads = 1 if cache else min(os.cpu_count() or 1, 16)
   reading = pipeline.Reading(workers, threads, prefetch)
@@ -130,7 +131,7 @@ def build(
       f'{splits[0].labels} and {splits[1].labels}'
     )
   return pipeline.Data(
-    *(pipeline.Decoded(s, decoder, on_bad, cache) for s in splits),
+    *(examples.Decoded(s, decoder, on_bad, cache) for s in splits),
     train_chain=train_chain,
     test_chain=test_chain,
     labels=splits[0].labels,
@@ -170,7 +171,7 @@ def load_image(
 
 def _build_preprocess(
   preprocess: Mapping[str, Any],
-) -> tuple[decode.Decode, pipeline.Chain]:
+) -> tuple[decode.Decode, examples.Chain]:
   decoder = specs.build(preprocess['decode'], DECODERS, 'decoder')
   chain = specs.build_all(preprocess['transform'], TRANSFORMS, 'transform')
   for transform in chain:
@@ -179,7 +180,7 @@ def _build_preprocess(
         f'{transform!r} is random, in the test transforms '
         f'{preprocess["transform"]!r}: it belongs in train'
       )
-  return decoder, pipeline.Chain(chain)
+  return decoder, examples.Chain(chain)
 
 
 def _spell_out(text: str, table: Mapping[str, Any], what: str) -> str:

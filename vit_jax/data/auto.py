@@ -126,7 +126,7 @@ RANDAUGMENT = {  # timm's `rand-…-inc1`, where every severity grows
   translate_y: (lambda side: 0.45 * side, True),
 }
 
-TRIVIAL = {  # Müller and Hutter 2021, table 5 (wide)
+TRIVIAL = {  # Müller and Hutter 2021, the wide space
   identity: (0, False),
   autocontrast: (0, False),
   equalize: (0, False),
@@ -161,7 +161,9 @@ class RandAugment(transforms.Transform):
 
   Operations, ranges and the scale of magnitudes (0 to 10) are those of timm's
   `rand-m{magnitude}-n{layers}-mstd{magnitude_std}-inc1`, which also performs
-  each operation with a probability only; the paper's is 1.
+  each operation with a probability only; the paper's is 1. Unlike timm's,
+  posterize keeps 8 to 4 bits (4 to 0 would end in black), and what lies beyond
+  the border is grey, not the mean of the data.
 
   Attributes:
     layers: operations per image.
@@ -221,7 +223,7 @@ class TrivialAugment(transforms.Transform):
 
 @dataclasses.dataclass(frozen=True)
 class ThreeAugment(transforms.Transform):
-  """Grayscale, solarization or blur, one of them. Touvron et al. 2022, §3.3.
+  """Grayscale, solarization or blur, one of them. Touvron et al. 2022.
 
   The paper adds colour jitter of 0.3 after it: `three_augment,
   color_jitter(brightness=0.3, contrast=0.3, saturation=0.3)`.

@@ -29,7 +29,6 @@ _DAMAGED = (
   EOFError,
   IndexError,
   struct.error,
-  Image.DecompressionBombError,
 )
 
 
@@ -126,13 +125,15 @@ class Decode:
       picture.load()
     except BadImageError:
       raise
+    except Image.DecompressionBombError as e:  # from open, before our check
+      raise BadImageError(f'over max_pixels={self.max_pixels}: {e}') from None
     except _DAMAGED as e:
       raise BadImageError(
         f'a truncated or damaged file, or none of {", ".join(FORMATS)}: {e}'
       ) from None
     if picture.has_transparency_data:
       picture = self._flatten(picture)
-    if picture.mode.startswith('I;16'):
+    if picture.mode.startswith('I'):
       picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode != self._mode:
       picture = picture.convert(self._mode)

@@ -62,6 +62,7 @@ def _builder() -> type:
 
   # Registering a name twice is an error; reading needs only the files.
   with tfds.core.registered.skip_registration():
+
     class Digits(tfds.core.GeneratorBasedBuilder):
       """1,797 handwritten digits, 8×8, 10 classes."""
 
@@ -71,12 +72,14 @@ def _builder() -> type:
         return tfds.core.DatasetInfo(
           builder=self,
           description=self.__doc__,
-          features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(
-              shape=(8, 8, 1), encoding_format='png'
-            ),
-            'label': tfds.features.ClassLabel(num_classes=10),
-          }),
+          features=tfds.features.FeaturesDict(
+            {
+              'image': tfds.features.Image(
+                shape=(8, 8, 1), encoding_format='png'
+              ),
+              'label': tfds.features.ClassLabel(num_classes=10),
+            }
+          ),
           supervised_keys=('image', 'label'),
           homepage='https://archive.ics.uci.edu/dataset/80',
         )

@@ -7,159 +7,12 @@ and the number of processes change nothing in what a step sees.
 
 import dataclasses
 import itertools
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from vit_jax.data import decode as decode_lib
-from vit_jax.data import transforms
-
-Example = transforms.Example
-Batch = dict[str, np.ndarray]
-
-
-@runtime_checkable
-class Source(Protocol):
-  """Random access to the examples of one split.
-
-  An example is `{'image': bytes or uint8 [H W C], 'label': int, 'name': str}`.
-  """
-
-  location: tuple[str, ...]  # options that say where the data is, not which
-  labels: tuple[str, ...]
-  fingerprint: str  # equal if and only if the examples are
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Example: ...
-
-
-class Decoded:
-  """A source with its images decoded; bad ones refused, or blank with weight 0.
-
-  Indices from `len(source)` on are blank too: the padding of the last batch.
-  """
-
-  def __init__(
-    self,
-    source: Source,
-    decode: decode_lib.Decode,
-    on_bad: str,
-    cache: bool,
-  ):
-    self._source = source
-    self._decode = decode
-    self._on_bad = on_bad
-    self._size = len(source)
-    self._cache = {} if cache else None
-    self._said = set()
-    self._blank = np.zeros_like(self._first_good())
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> Example:
-    if index >= self._size:
-      return _example(self._blank, 0, 0.0, 'an image as large as the first')
-    if self._cache is not None and index in self._cache:
-      return self._cache[index]
-    raw = self._source[index]
-    image = self._load(raw)
-    good = image is not None
-    image = image if good else self._blank
-    example = _example(image, raw['label'], float(good), raw['name'])
-    if self._cache is not None:
-      image.flags.writeable = False  # it is shared from here on
-      self._cache[index] = example
-    return example
-
-  def __getstate__(self) -> dict[str, Any]:
-    # A worker process fills a cache of its own.
-    cache = None if self._cache is None else {}
-    return {**self.__dict__, '_cache': cache}
-
-  def _load(self, raw: Example) -> np.ndarray | None:
-    """The decoded image, or None for a bad one that may be skipped."""
-    try:
-      return self._decode(raw['image'])
-    except decode_lib.BadImageError as e:
-      if self._on_bad == 'refuse':
-        raise decode_lib.BadImageError(
-          f"cannot use {raw['name']}: {e}; on_bad='skip' leaves such images out"
-        ) from None
-      if raw['name'] not in self._said:  # once, not in every epoch
-        self._said.add(raw['name'])
-        logging.warning('skipped %s: %s', raw['name'], e)
-      return None
-
-  def _first_good(self, tries: int = 100) -> np.ndarray:
-    """The first image that decodes."""
-    for index in range(min(self._size, tries)):
-      image = self._load(self._source[index])
-      if image is not None:
-        return image
-    raise ValueError(
-      f"on_bad='skip' skipped all of the first {index + 1} images; the log "
-      'says why'
-    )
-
-
-def _example(
-  image: np.ndarray, label: int, weight: float, name: str
-) -> Example:
-  return {'image': image, 'label': label, 'weight': weight, 'name': name}
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-  """Transforms, one after the other."""
-
-  transforms: tuple[Callable, ...]
-
-  def __call__(
-    self, example: Example, rng: np.random.Generator | None = None
-  ) -> Example:
-    """Applies all; a ValueError names the example."""
-    try:
-      for transform in self.transforms:
-        example = transform(example, rng)
-    except ValueError as e:
-      raise ValueError(f'{example["name"]}: {e}') from e
-    return example
-
-
-@dataclasses.dataclass(frozen=True)
-class Collate:
-  """Examples → a batch, all of one image shape."""
-
-  shape: tuple[int, ...]
-  num_classes: int
-  which: str  # 'train' or 'test', for the messages
-
-  def __call__(self, examples: list[Example]) -> Batch:
-    """Stacks what belongs into a batch, which names do not."""
-    images = np.empty((len(examples), *self.shape), np.float32)
-    for i, example in enumerate(examples):
-      if example['image'].shape != self.shape:
-        raise ValueError(
-          f'{example["name"]} comes out as {example["image"].shape}, others as '
-          f'{self.shape}: batches have one shape; end the geometry of the '
-          f'{self.which} transforms with one of resize(size=…), '
-          'inception_crop(size=…), center_crop(size=…)'
-        )
-      if not 0 <= example['label'] < self.num_classes:
-        raise ValueError(
-          f'{example["name"]} has the label {example["label"]}, not one of the '
-          f'{self.num_classes} classes 0…{self.num_classes - 1}'
-        )
-      images[i] = example['image']
-    return {
-      'image': images,
-      'label': np.array([e['label'] for e in examples], np.int32),
-      'weight': np.array([e['weight'] for e in examples], np.float32),
-    }
+from vit_jax.data import examples
 
 
 class Batches:
@@ -178,7 +31,7 @@ class Batches:
   def __iter__(self) -> 'Batches':
     return self
 
-  def __next__(self) -> Batch:
+  def __next__(self) -> examples.Batch:
     if self._ended:
       raise StopIteration
     try:
@@ -209,7 +62,7 @@ class Reading:
   Attributes:
     workers: processes that decode and transform; 0 is this process. They start
       afresh: a script that uses them needs `if __name__ == '__main__'`.
-    threads: per process.
+    threads: per process; 0 reads only when asked for a batch.
     prefetch: batches held ready, per process.
   """
 
@@ -260,10 +113,10 @@ class Data:
 
   def __init__(
     self,
-    train: Decoded,
-    test: Decoded,
-    train_chain: Chain,
-    test_chain: Chain,
+    train: examples.Decoded,
+    test: examples.Decoded,
+    train_chain: examples.Chain,
+    test_chain: examples.Chain,
     labels: tuple[str, ...],
     reading: Reading,
     preprocess: Mapping[str, Any],
@@ -319,7 +172,7 @@ class Data:
     for name, value in (('seed', seed), ('start_step', start_step)):
       if not 0 <= value < 2**32:
         raise ValueError(f'{name}={value} must be in [0, 2³²)')
-    collate = Collate(self._train_shape, self.num_classes, 'train')
+    collate = examples.Collate(self._train_shape, self.num_classes, 'train')
     batches = (
       grain.MapDataset.source(self._train)
       .seed(seed)
@@ -347,7 +200,7 @@ class Data:
     import grain
 
     rows = _share(batch_size, process, processes)
-    collate = Collate(self.spec['image'][0], self.num_classes, 'test')
+    collate = examples.Collate(self.spec['image'][0], self.num_classes, 'test')
     steps = -(-self.test_size // batch_size)
     indices = np.arange(steps * batch_size)[process::processes]
     batches = (
@@ -372,7 +225,9 @@ def _share(batch_size: int, process: int, processes: int) -> int:
   return batch_size // processes
 
 
-def _shape_of(source: Decoded, chain: Chain, which: str) -> tuple[int, ...]:
+def _shape_of(
+  source: examples.Decoded, chain: examples.Chain, which: str
+) -> tuple[int, ...]:
   """The shape that the transforms give the blank image."""
   image = chain(source[len(source)], np.random.default_rng(0))['image']
   if image.dtype != np.float32:

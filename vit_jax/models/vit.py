@@ -338,7 +338,7 @@ class VisionTransformer(nn.Module):
       )
 
   def __call__(
-    self, images: Float[Array, 'B Y X C'], train: bool = False
+    self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> Float[Array, '...']:
     """Logits of images in the model's value range."""
     tokens, grid = self.embed(images)
@@ -346,7 +346,7 @@ class VisionTransformer(nn.Module):
     return self.head(x, train)
 
   def embed(
-    self, images: Float[Array, 'B Y X C']
+    self, images: Float[Array, 'B Y X I']
   ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
     """Tokens, prefix first and without learned positions, and their grid."""
     grid = layers.grid_of(images.shape[1:3], self.patch_size)
@@ -390,7 +390,7 @@ class VisionTransformer(nn.Module):
     return self.classify(x) if self.num_classes else x
 
   def features(
-    self, images: Float[Array, 'B Y X C'], train: bool = False
+    self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> tuple[Float[Array, 'B y x C'], ...]:
     """Maps [B rows columns C] of `feature_layers`, after the encoder's norm.
 

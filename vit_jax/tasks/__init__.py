@@ -1,7 +1,7 @@
 """The table of tasks: what a model is trained for, and how it is measured."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -11,6 +11,7 @@ from vit_jax.shapes import Array, Float
 from vit_jax.tasks.classification import Classification, classification
 
 
+@runtime_checkable
 class Task(Protocol):
   """A pytree passed into the jitted step; its arrays are arguments of it.
 

@@ -1,0 +1,524 @@
+"""ViT against float64 NumPy, the original's parameter tree, and its options."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from scipy import ndimage, special
+
+from vit_jax import attention, models
+from vit_jax.models import vit
+
+TINY = {
+  'patch_size': 4,
+  'hidden_size': 16,
+  'num_layers': 2,
+  'num_heads': 2,
+  'mlp_dim': 24,
+  'image_size': (8, 12),  # rectangular: rows and columns are told apart
+  'num_classes': 5,
+}
+
+
+def build(**fields):
+  return models.build('vit', **{**TINY, **fields})
+
+
+def shapes_of(model, images):
+  init = functools.partial(model.init, train=False)
+  return jax.eval_shape(init, jax.random.key(0), images)
+
+
+def random_variables(model, images, seed=0, scale=0.3):
+  """Jittered variables, without compiling the model's initialisers."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda s: jnp.asarray(scale * rng.standard_normal(s.shape), s.dtype),
+    shapes_of(model, images),
+  )
+
+
+def random_images(*shape, seed=1):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+
+
+def forward(model, **fixed):
+  return jax.jit(functools.partial(model.apply, **{'train': False, **fixed}))
+
+
+# The whole model once more, in float64 and one image at a time.
+
+
+def norm(x, p, epsilon):
+  x = x - x.mean(-1, keepdims=True)
+  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
+  return x * p['scale'] + (p['bias'] if 'bias' in p else 0)
+
+
+def dense(x, p):
+  return x @ p['kernel'] + p['bias']
+
+
+def gelu(x, form):
+  if form == 'exact':
+    return 0.5 * x * (1 + special.erf(x / np.sqrt(2)))
+  return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def mlp(x, p, model):
+  return dense(gelu(dense(x, p['Dense_0']), model.gelu), p['Dense_1'])
+
+
+def attend(queries, keys, p, model):
+  heads = []
+  for h in range(model.num_heads):
+    q, k, v = (
+      x @ p[name]['kernel'][:, h] + (
+        p[name]['bias'][h] if 'bias' in p[name] else 0
+      )
+      for name, x in (('query', queries), ('key', keys), ('value', keys))
+    )  # fmt: skip
+    if 'query_ln' in p:
+      q = norm(q, p['query_ln'], model.epsilon)
+      k = norm(k, p['key_ln'], model.epsilon)
+    weights = special.softmax(q @ k.T / np.sqrt(q.shape[-1]), axis=-1)
+    heads.append(weights @ v @ p['out']['kernel'][h])
+  return sum(heads) + p['out']['bias']
+
+
+def block(x, p, model):
+  def scale(y, index):
+    if model.layer_scale is None:
+      return y
+    return y * p[f'LayerScale_{index}']['scale']
+
+  y = norm(x, p['LayerNorm_0'], model.epsilon)
+  x = x + scale(attend(y, y, p['MultiHeadDotProductAttention_0'], model), 0)
+  y = norm(x, p['LayerNorm_1'], model.epsilon)
+  return x + scale(mlp(y, p['MlpBlock_0'], model), 1)
+
+
+def reference(model, params, image):
+  p, size = params, model.patch_size
+  rows, columns = image.shape[0] // size, image.shape[1] // size
+  tokens = np.stack([
+    np.einsum(
+      'yxc,yxcf->f',
+      image[r * size : (r + 1) * size, c * size : (c + 1) * size],
+      p['embedding']['kernel'],
+    )
+    + p['embedding']['bias']
+    for r in range(rows)
+    for c in range(columns)
+  ])
+  first = int(model.classifier in ('token', 'token_unpooled'))
+  prefix = [p['cls'][0]] if first else []
+  if model.position == 'learned':
+    table = p['Transformer']['posembed_input']['pos_embedding'][0]
+    old = tuple(s // size for s in model.image_size)
+    grid = table[first:].reshape(*old, -1)
+    grid = ndimage.zoom(grid, (rows / old[0], columns / old[1], 1), order=1)
+    tokens = tokens + grid.reshape(rows * columns, -1)
+    prefix = [c + table[:first] for c in prefix]
+  elif model.position == 'sincos2d':
+    count = model.hidden_size // 4
+    for r in range(rows):
+      for c in range(columns):
+        for i in range(count):
+          rate = 1e4 ** (-i / (count - 1))
+          tokens[r * columns + c] += [
+            f(at * rate) if j == i else 0
+            for f, at in (
+              (np.sin, c), (np.cos, c), (np.sin, r), (np.cos, r),
+            )
+            for j in range(count)
+          ]  # fmt: skip
+  if model.num_registers:
+    prefix.append(p['register'][0])
+  x = np.concatenate([*prefix, tokens])
+  for i in range(model.num_layers):
+    x = block(x, p['Transformer'][f'encoderblock_{i}'], model)
+  x = norm(x, p['Transformer']['encoder_norm'], model.epsilon)
+  if model.classifier == 'token':
+    x = x[0]
+  elif model.classifier == 'gap':
+    x = x[-rows * columns :].mean(0)
+  elif model.classifier == 'map':
+    head = p['MAPHead_0']
+    y = attend(
+      head['probe'][0], x, head['MultiHeadDotProductAttention_0'], model
+    )
+    x = (y + mlp(
+      norm(y, head['LayerNorm_0'], model.epsilon), head['MlpBlock_0'], model
+    ))[0]  # fmt: skip
+  if model.representation_size is not None:
+    x = np.tanh(dense(x, p['pre_logits']))
+  return dense(x, p['head'])
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {},
+    {'classifier': 'gap', 'gelu': 'exact', 'num_registers': 2},
+    {'classifier': 'map', 'epsilon': 0.1, 'qk_norm': True, 'gelu': 'exact'},
+    {'position': 'sincos2d', 'representation_size': 6, 'layer_scale': 0.1},
+    {'classifier': 'unpooled', 'position': 'none', 'qkv_bias': False},
+    {
+      'classifier': 'token_unpooled',
+      'num_registers': 1,
+      'image_size': (12, 16),
+      'num_heads': 4,
+    },
+  ],
+  ids=lambda fields: ' '.join(f'{k}={v}' for k, v in fields.items()) or 'plain',
+)
+def test_logits_equal_a_float64_numpy_implementation(fields):
+  # The last case also resizes its position table: images are 8 × 12.
+  model, images = build(**fields), random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
+  expected = [
+    reference(model, wide['params'], np.asarray(image, np.float64))
+    for image in images
+  ]
+  np.testing.assert_allclose(
+    forward(model)(variables, images), expected, rtol=1e-5, atol=1e-5
+  )
+
+
+def test_parameter_names_and_shapes_are_the_original_ones():
+  model = models.build(
+    'vit', variant='B/16', num_classes=21843, representation_size=768
+  )
+  found = traverse_util.flatten_dict(
+    shapes_of(model, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))[
+      'params'
+    ],
+    sep='/',
+  )
+  expected = {
+    'cls': (1, 1, 768),
+    'embedding/kernel': (16, 16, 3, 768),
+    'embedding/bias': (768,),
+    'Transformer/posembed_input/pos_embedding': (1, 197, 768),
+    'Transformer/encoder_norm/scale': (768,),
+    'Transformer/encoder_norm/bias': (768,),
+    'pre_logits/kernel': (768, 768),
+    'pre_logits/bias': (768,),
+    'head/kernel': (768, 21843),
+    'head/bias': (21843,),
+  }
+  for i in range(12):
+    inside = {
+      'LayerNorm_0/scale': (768,),
+      'LayerNorm_0/bias': (768,),
+      'LayerNorm_1/scale': (768,),
+      'LayerNorm_1/bias': (768,),
+      'MultiHeadDotProductAttention_0/out/kernel': (12, 64, 768),
+      'MultiHeadDotProductAttention_0/out/bias': (768,),
+      'MlpBlock_0/Dense_0/kernel': (768, 3072),
+      'MlpBlock_0/Dense_0/bias': (3072,),
+      'MlpBlock_0/Dense_1/kernel': (3072, 768),
+      'MlpBlock_0/Dense_1/bias': (768,),
+    }
+    for name in ('query', 'key', 'value'):
+      path = f'MultiHeadDotProductAttention_0/{name}'
+      inside[f'{path}/kernel'] = (768, 12, 64)
+      inside[f'{path}/bias'] = (12, 64)
+    for path, shape in inside.items():
+      expected[f'Transformer/encoderblock_{i}/{path}'] = shape
+  assert {k: v.shape for k, v in found.items()} == expected
+
+
+def test_initial_values_are_the_original_ones():
+  model = build(hidden_size=64, num_classes=9, head_bias=-2.5)
+
+  @jax.jit
+  def some(key):
+    params = model.init(key, jnp.zeros((1, 8, 12, 3)), train=False)['params']
+    inside = params['Transformer']['encoderblock_1']
+    attention = inside['MultiHeadDotProductAttention_0']
+    return (
+      params['cls'],
+      params['head'],
+      params['Transformer']['posembed_input']['pos_embedding'],
+      (attention['query'], inside['MlpBlock_0']['Dense_0']),
+    )
+
+  cls, head, table, drawn = some(jax.random.key(0))
+  assert not np.any(cls)
+  assert not np.any(head['kernel'])
+  np.testing.assert_array_equal(head['bias'], -2.5)
+  assert 0.018 < np.std(table) < 0.022
+  for part, fans in zip(drawn, (64 + 64, 64 + 24), strict=True):
+    bound = np.sqrt(6 / fans)  # Xavier uniform
+    assert 0.95 * bound < np.abs(part['kernel']).max() <= bound
+    assert np.abs(part['bias']).max() < 1e-5
+
+
+@pytest.fixture(scope='module')
+def trained():
+  """The gradient of a model in training, with dropout."""
+  model = build(attention_dropout_rate=0.3)
+  images = random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+
+  def of(model):
+    return jax.jit(
+      jax.value_and_grad(
+        lambda variables: jnp.sum(
+          model.apply(
+            variables, images, train=True, rngs=jax.random.key(3)
+          )
+          ** 2
+        )
+      )
+    )(variables)
+
+  return model, of, of(model)
+
+
+def test_rematerialisation_changes_neither_values_nor_gradients(trained):
+  model, of, (value, gradient) = trained
+  again, recomputed = of(model.clone(remat=True))
+  np.testing.assert_allclose(value, again, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    gradient,
+    recomputed,
+  )
+
+
+def test_rematerialisation_recomputes_the_blocks():
+  images = jnp.zeros((1, 8, 12, 3))
+
+  def jaxpr(model):
+    variables = shapes_of(model, images)
+    return str(
+      jax.make_jaxpr(
+        lambda v: model.apply(v, images, train=True).sum(),
+      )(variables)
+    )
+
+  assert jaxpr(build(remat=True)).count('checkpoint[') == 2
+  assert 'checkpoint[' not in jaxpr(build())
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'dropout_rate', 'attention_dropout_rate', 'drop_path_rate',
+    'patch_dropout_rate',
+  ],
+)  # fmt: skip
+def test_every_dropout_is_random_in_training_only(name):
+  model, images = build(**{name: 0.5}), random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  run = jax.jit(functools.partial(model.apply, train=True))
+  first = run(variables, images, rngs=jax.random.key(1))
+  again = run(variables, images, rngs=jax.random.key(1))
+  other = run(variables, images, rngs=jax.random.key(2))
+  np.testing.assert_array_equal(first, again)
+  assert np.abs(first - other).max() > 1e-3
+  jaxpr = str(
+    jax.make_jaxpr(functools.partial(model.apply, train=False))(
+      variables, images
+    )
+  )
+  assert 'random' not in jaxpr
+  assert 'threefry' not in jaxpr
+
+
+def test_drop_path_grows_linearly_from_the_first_block_to_the_last():
+  model = build(
+    num_layers=3, drop_path_rate=0.8, feature_layers=(0, 1, 2), image_size=8
+  )
+  images = jnp.broadcast_to(random_images(1, 4, 4, 3), (2000, 4, 4, 3))
+  variables = random_variables(model, images)
+  maps = forward(model, train=True, method='features')(
+    variables, images, rngs=jax.random.key(0)
+  )
+  zeroth, first, second = (np.asarray(m).reshape(2000, -1) for m in maps)
+  assert np.ptp(zeroth, axis=0).max() < 1e-5  # rate 0: all images alike
+  # A block leaves its input as it is where both of its branches are dropped.
+  kept = lambda a, b: np.mean(np.abs(a - b).max(-1) < 1e-6)  # noqa: E731
+  assert abs(kept(zeroth, first) - 0.4**2) < 0.03
+  assert abs(kept(first, second) - 0.8**2) < 0.03
+
+
+def test_patch_dropout_keeps_a_uniform_share_of_patches_in_order():
+  encoder = vit.Encoder(
+    num_layers=1, mlp_dim=4, num_heads=1, patch_dropout_rate=0.25
+  )
+  # One-hot tokens: 2 prefix tokens, 12 patches. With all parameters 0 but the
+  # last norm's scale, the encoder only normalises: a token keeps its argmax.
+  x = jnp.broadcast_to(jnp.eye(14)[None], (3000, 14, 14))
+  shapes = jax.eval_shape(
+    lambda k: encoder.init(k, x, (3, 4), 2), jax.random.key(0)
+  )
+  params = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
+  params['params']['encoder_norm']['scale'] = jnp.ones(14)
+  out, _ = jax.jit(
+    lambda key: encoder.apply(
+      params, x, (3, 4), 2, train=True, rngs={'dropout': key}
+    )
+  )(jax.random.key(0))
+  assert out.shape == (3000, 2 + 9, 14)
+  kept = np.argmax(out, axis=-1)
+  np.testing.assert_array_equal(
+    kept[:, :2], np.broadcast_to([0, 1], (3000, 2))
+  )
+  patches = kept[:, 2:]
+  assert (np.diff(patches, axis=1) > 0).all()  # in order, each at most once
+  assert len(np.unique(patches, axis=0)) > 200  # of 220: by example
+  share = np.bincount(patches.ravel(), minlength=14)[2:] / 3000
+  np.testing.assert_allclose(share, 0.75, atol=0.04)
+
+
+def test_features_equal_the_normalised_output_of_their_blocks():
+  model = build(num_registers=1, feature_layers=(0, -1))
+  images = random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  first, last = forward(model, method='features')(variables, images)
+
+  @jax.jit
+  def encoded(variables):
+    tokens, grid = model.apply(variables, images, method='embed')
+    return model.apply(variables, tokens, grid, method='encode')[0]
+
+  out = encoded(variables)
+  np.testing.assert_allclose(
+    last, out[:, 2:].reshape(2, 2, 3, 16), atol=1e-6
+  )
+  # The first block's map is that of a model that ends there.
+  shallow = model.clone(num_layers=1, feature_layers=(-1,))
+  (only,) = forward(shallow, method='features')(variables, images)
+  np.testing.assert_allclose(first, only, atol=1e-6)
+  assert np.abs(first - last).max() > 0.1
+
+
+def test_a_position_table_of_another_size_gets_gradients():
+  model = build(image_size=(8, 8))
+  images = random_images(1, 12, 8, 3)
+  variables = random_variables(model, images)
+
+  @jax.jit
+  def gradient(variables):
+    value = lambda v: model.apply(v, images)[0, 0]  # noqa: E731
+    return jax.grad(value)(variables)['params']['Transformer'][
+      'posembed_input'
+    ]['pos_embedding']
+
+  found = gradient(variables)
+  assert found.shape == (1, 5, 16)
+  assert (np.abs(found).max(-1) > 1e-5).all()
+
+
+def test_a_fixed_position_has_no_parameters():
+  for position in ('sincos2d', 'none'):
+    shapes = shapes_of(
+      build(position=position), jax.ShapeDtypeStruct((1, 8, 12, 3), 'float32')
+    )
+    assert 'posembed_input' not in shapes['params']['Transformer']
+
+
+def test_without_positions_the_order_of_patches_does_not_matter():
+  model, images = build(position='none'), random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  run = forward(model)
+  swapped = jnp.concatenate([images[:, 4:], images[:, :4]], axis=1)
+  np.testing.assert_allclose(
+    run(variables, images), run(variables, swapped), atol=1e-5
+  )
+
+
+def test_an_unregistered_attention_class_works_as_a_partial():
+  class Mine(attention.Attention):
+    """The mean of the values, whatever the queries."""
+
+    @nn.compact
+    def __call__(self, q, k, v, *, train=False):
+      mean = v.mean(axis=1, keepdims=True)
+      return jnp.broadcast_to(mean, (*q.shape[:3], v.shape[-1]))
+
+  layer = functools.partial(
+    attention.MultiHeadDotProductAttention, attend=Mine
+  )
+  model, images = build(attention=layer), random_images(2, 8, 12, 3)
+  plain = build()
+  variables = random_variables(plain, images)
+  # One parameter tree for all attentions.
+  assert jax.tree.structure(shapes_of(model, images)) == jax.tree.structure(
+    shapes_of(plain, images)
+  )
+  # With keys of zero, softmax is the mean too.
+  for i in range(2):
+    layer = variables['params']['Transformer'][f'encoderblock_{i}']
+    layer = layer['MultiHeadDotProductAttention_0']
+    layer['key'] = jax.tree.map(jnp.zeros_like, layer['key'])
+  np.testing.assert_allclose(
+    forward(model)(variables, images),
+    forward(plain)(variables, images),
+    atol=1e-5,
+  )
+
+
+def test_attention_specs_alternate_over_the_layers():
+  # In the first layer only, the class token (first) sees nothing but itself,
+  # so that a causal mask there and in every layer give other logits.
+  images = random_images(1, 8, 12, 3)
+  variables = random_variables(build(), images)
+  causal = 'softmax(causal=True)'
+
+  def masks(spec):
+    model = build(attention=spec, num_layers=2)
+    return str(jax.make_jaxpr(model.apply)(variables, images)).count('select_n')
+
+  none, one, two = masks('softmax'), masks(f'{causal}, softmax'), masks(causal)
+  assert one > none
+  assert two - one == one - none
+
+
+@pytest.mark.parametrize(
+  ('fields', 'images', 'message'),
+  [
+    ({}, (1, 8, 14, 3), r'8×14 .*patches of 4×4; the nearest .* 8×16'),
+    ({'image_size': 9}, (1, 8, 8, 3), r'9×9 .*patches of 4×4.* 8×8'),
+    ({'classifier': 'tok'}, None, "'tok'; choices: token, gap, map"),
+    ({'position': 'learnt'}, None, "'learnt'; choices: learned, sincos2d, no"),
+    ({'gelu': 'erf'}, None, "gelu='erf'; choices: tanh, exact"),
+    ({'num_heads': 3}, None, 'width 16 is not divisible by num_heads=3'),
+    ({'attention': 'softmaxx'}, None, "'softmaxx'; did you mean 'softmax'"),
+    ({'attention': 'softmax(size=3)'}, None, "no option 'size'.*causal"),
+    ({'attention': 'softmax, softmax, softmax'}, None, '3 specs for 2 layers'),
+    ({'attention': ''}, None, '0 specs for 2 layers; give 1 to 2'),
+    ({'position': 'sincos2d', 'hidden_size': 18}, None, '12, 16, …; got 18'),
+    ({'drop_path_rate': 1.0}, None, r'\[0, 1\); got 1.0'),
+    ({'patch_dropout_rate': 1.0}, None, r'=1.0 is not in \[0, 1\)'),
+  ],
+)
+def test_a_wrong_field_is_an_error_with_the_constraint(fields, images, message):
+  model = build(**fields)
+  images = jax.ShapeDtypeStruct(images or (1, 8, 12, 3), 'float32')
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(
+      functools.partial(model.init, train=True), jax.random.key(0), images
+    )
+
+
+def test_features_refuse_a_missing_block_and_dropped_patches():
+  images = jax.ShapeDtypeStruct((1, 8, 12, 3), 'float32')
+  model = build(feature_layers=(2,))
+  run = functools.partial(model.apply, method='features')
+  with pytest.raises(ValueError, match='no block 2.*0 to 1, or -1 to -2'):
+    jax.eval_shape(run, shapes_of(model, images), images)
+  model = build(patch_dropout_rate=0.5)
+  run = functools.partial(model.apply, method='features', train=True)
+  with pytest.raises(ValueError, match=r'whole grid.*it is 0\.5'):
+    jax.eval_shape(run, shapes_of(model, images), images)
