@@ -25,54 +25,77 @@ def run(workdir, **changes):
   )
 
 
-def test_every_combination_is_a_row_with_every_number(tmp_path):
+@pytest.fixture(scope='module')
+def measured(tmp_path_factory):
+  """Two sizes of images, three of batches: only one combination can run."""
+  workdir = tmp_path_factory.mktemp('benchmark')
   rows = run(
-    tmp_path, image_sizes=(8, (8, 12)), batch_sizes=(8,),
-    dtypes=('float32', 'bfloat16'),
+    workdir, image_sizes=(8, 9), batch_sizes=(3, 8, 8 * 10**11),
+    dtypes=('bfloat16',),
   )  # fmt: skip
-  assert [(r['pixels'], r['dtype']) for r in rows] == [
-    ('8×8', 'float32'), ('8×8', 'bfloat16'),
-    ('8×12', 'float32'), ('8×12', 'bfloat16'),
-  ]  # fmt: skip
-  wanted = {key for key, _, _ in benchmark.COLUMNS} - {'error'}
-  for row in rows:
-    assert wanted <= set(row), row
-    numbers = [v for v in row.values() if not isinstance(v, str)]
-    assert min(numbers) > 0
-  # The patches and the class token; 12 more parameters' positions a patch.
-  assert rows[0]['gflop_per_image'] < rows[2]['gflop_per_image']
-  assert rows[2]['parameters'] - rows[0]['parameters'] == 2 * 16
-  found = json.loads((tmp_path / 'benchmark.json').read_text())
+  return workdir, rows
+
+
+def test_row_has_every_number(measured):
+  row = measured[1][1]
+  assert set(row) >= {key for key, _, _ in benchmark.COLUMNS} - {'error'}
+  assert row['dtype'] == 'bfloat16'
+  assert min(v for v in row.values() if not isinstance(v, str)) > 0
+  assert row['train/memory_mib'] > row['forward/memory_mib']
+  assert 'error' not in row
+
+
+def test_combinations_that_cannot_run_are_rows_that_say_so(measured):
+  rows = measured[1]
+  assert 'batch_size=3 is not divisible by 8' in rows[0]['error']
+  assert 'GiB' in rows[2]['error']
+  assert rows[2]['parameters'] == rows[1]['parameters']
+  assert 'not divisible into patches' in rows[4]['error']
+
+
+def test_files_hold_the_rows_the_versions_and_the_device(measured):
+  workdir, rows = measured
+  found = json.loads((workdir / 'benchmark.json').read_text())
   assert found['rows'] == rows
   assert found['versions']['jax'] == jax.__version__
   assert found['device']['count'] == jax.device_count()
-  text = (tmp_path / 'benchmark.md').read_text()
+  text = (workdir / 'benchmark.md').read_text()
   lines = [line for line in text.splitlines() if line.startswith('|')]
   assert len(lines) == 2 + len(rows)
   assert len({len(line) for line in lines}) == 1
-
-
-def test_sizes_that_cannot_run_are_rows_that_say_so(tmp_path):
-  rows = run(tmp_path, image_sizes=(9, 8), batch_sizes=(3, 8, 8 * 10**11))
-  assert 'not divisible into patches' in rows[1]['error']
-  assert 'batch_size=3 is not divisible by 8' in rows[3]['error']
-  assert 'error' not in rows[4]
-  assert 'GiB' in rows[5]['error']
-  assert rows[5]['parameters'] == rows[4]['parameters']
-  text = (tmp_path / 'benchmark.md').read_text()
   assert 'not divisible into patches' in text
 
 
-def test_variants_replace_the_models_own(tmp_path):
+def test_sweep_is_the_product_and_replaces_the_models_own(
+  tmp_path, monkeypatch
+):
+  seen = []
+  monkeypatch.setattr(
+    benchmark, 'measure', lambda row, model, *args: seen.append(model)
+  )
+  section = {
+    'name': 'vit', 'variant': 'B/16', 'num_classes': 3, 'image_size': 32,
+    'num_layers': 1,
+  }  # fmt: skip
   rows = run(
-    tmp_path, variants=('Ti/32', 'S/32'), batch_sizes=(8,), repeats=1,
-    model={
-      'name': 'vit', 'variant': 'B/16', 'num_classes': 3, 'image_size': 32,
-      'num_layers': 1,
-    },
+    tmp_path, model=section, variants=('Ti/16', 'S/16'), batch_sizes=(8, 16),
+    image_sizes=(32, (32, 48)), dtypes=('float32', 'bfloat16'),
   )  # fmt: skip
-  assert [r['model'] for r in rows] == ['vit Ti/32', 'vit S/32']
-  assert rows[0]['parameters'] < rows[1]['parameters']
+  keys = ('model', 'pixels', 'dtype', 'batch_size')
+  found = [tuple(row[k] for k in keys) for row in rows]
+  assert len(set(found)) == len(found) == 16
+  assert found[:3] == [
+    ('vit Ti/16', '32×32', 'float32', 8),
+    ('vit Ti/16', '32×32', 'float32', 16),
+    ('vit Ti/16', '32×32', 'bfloat16', 8),
+  ]
+  assert {m.hidden_size for m in seen} == {192, 384}
+  assert {m.num_layers for m in seen} == {1}
+  assert {m.image_size for m in seen} == {(32, 32), (32, 48)}
+  seen.clear()
+  (row,) = run(tmp_path, model=section, batch_sizes=(8,))
+  assert (row['model'], row['pixels']) == ('vit B/16', '32×32')
+  assert [m.hidden_size for m in seen] == [768]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ CHANGES = {
   'steps': STEPS,
   'eval_every': 7,
   'checkpoint_every': 7,
-  'model__num_layers': 1,
+  'model__dropout_rate': 0.1,
+  'task__augment': 'mixup(alpha=0.2)',
 }
 
 

@@ -18,9 +18,8 @@ CONFIG = {
   'model': {
     'name': 'vit', 'patch_size': 4, 'hidden_size': 16, 'num_layers': 1,
     'num_heads': 2, 'mlp_dim': 32, 'image_size': 8, 'num_classes': 10,
-    'dropout_rate': 0.1,
   },
-  'task': {'name': 'classification', 'augment': 'mixup(alpha=0.2)'},
+  'task': {'name': 'classification'},
   'data': {
     'source': 'digits',
     'train': 'affine(rotate=0.2, scale=0.1, shift=0.6), '

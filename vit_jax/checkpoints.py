@@ -123,7 +123,10 @@ class Checkpoints:
     _barrier('set_aside')
     self._saving = None
     policies = ocp.checkpoint_managers
-    best = lambda metrics: metrics[metric]  # noqa: E731
+
+    def best(metrics):
+      return metrics[metric] if metric in metrics else float('-inf')
+
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -179,7 +182,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta))),
-        metrics=metrics and dict(metrics),
+        metrics=dict(metrics or {}),
         force=True,
       )
     except Exception as e:

@@ -68,7 +68,8 @@ def _equation(eqn: Any) -> float:
     times = eqn.params['length']
   elif name == 'shard_map':  # its shapes are those of one device's part
     sizes = eqn.params['mesh'].shape
-    times = math.prod(sizes[axis] for axis in eqn.params['manual_axes'])
+    axes = eqn.params['newly_manual_axes']
+    times = math.prod(sizes[axis] for axis in axes)
   inside = 0.0
   for value in eqn.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -1,7 +1,7 @@
 """Optimisers and schedules from optax, by spec; masks by regex; EMA.
 
 The chain: clip → the optimiser's direction → weight decay on the parameters of
-`decay` (→ LAMB's trust ratio) → layer-wise factors → -learning rate. Frozen
+`decay` (→ LAMB's trust ratio) → -learning rate → layer-wise factors. Frozen
 parameters leave the chain: no update, no state, no part in the clipped norm.
 """
 
@@ -169,13 +169,11 @@ def schedule(
       f'warmup={warmup}, cooldown={cooldown}'
     )
   warmup, cooldown = shrink(warmup, steps), shrink(cooldown, steps)
-  (parsed,) = specs.parse(spec) if specs.parse(spec) else (None,)
-  if parsed is not None and parsed.name == 'noam':
-    specs.check_options(lambda width: None, parsed.options, "'noam'")
-    width = parsed.options['width']
-    shape = lambda s: noam(s, width, max(warmup, 1))  # noqa: E731
+  if [found.name for found in specs.parse(spec)] == ['noam']:
+    table = {'noam': lambda width: lambda s: noam(s, width, max(warmup, 1))}
+    shape = specs.build(spec, table, 'schedule')
   else:
-    decay = specs.build(spec, SCHEDULES, 'schedule')
+    decay = specs.build(spec, {**SCHEDULES, 'noam': noam}, 'schedule')
     rest = max(steps - warmup, 1)
 
     def shape(s):
@@ -233,7 +231,11 @@ def layer_factors(params: Params, decay: float) -> Any:
   found = re.compile(r'[bB]lock_?(\d+)')
   after = re.compile(r'(^|/)(encoder_norm|pre_logits|head|MAPHead_\d+)(/|$)')
   paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-  blocks = [int(m.group(1)) for m in map(found.search, paths) if m]
+  blocks = [
+    int(m.group(1))
+    for m in (found.search(p) for p in paths if not after.search(p))
+    if m
+  ]
   if not blocks:
     raise ValueError(
       f'layer_decay={decay} needs numbered blocks (…block_0); there are none '
@@ -243,20 +245,24 @@ def layer_factors(params: Params, decay: float) -> Any:
 
   def factor(path, _):
     text = path_of(path)
+    if after.search(text):  # first: a head has an MlpBlock_0 too
+      return 1.0
     block = found.search(text)
-    if block:
-      return decay ** (last - 1 - int(block.group(1)))
-    return 1.0 if after.search(text) else decay**last
+    return decay ** (last - 1 - int(block.group(1)) if block else last)
 
   return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+  def init(params):
+    layer_factors(params, decay)  # raises early
+    return optax.EmptyState()
+
   def update(updates, state, params=None):
     factors = layer_factors(updates, decay)
     return jax.tree.map(lambda u, f: u * f, updates, factors), state
 
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  return optax.GradientTransformation(init, update)
 
 
 def build(
@@ -312,8 +318,6 @@ def build(
     )
   if specs.parse(name)[0].name == 'lamb':
     chain.append(optax.scale_by_trust_ratio())
-  if layer_decay != 1.0:
-    chain.append(_scale_by_layer(layer_decay))
   chain.append(optax.scale_by_learning_rate(rate))
   tx = optax.chain(*chain)
   if freeze:
@@ -323,6 +327,8 @@ def build(
         lambda hit: 'frozen' if hit else 'train', matching(freeze, p)
       ),
     )
+  if layer_decay != 1.0:  # outside, where frozen blocks count as layers
+    tx = optax.chain(tx, _scale_by_layer(layer_decay))
   return Optimizer(tx, rate, ema)
 
 
@@ -333,4 +339,5 @@ def update_ema(average: Params, params: Params, step: Any, decay: float):
   run does not average its initialisation in.
   """
   d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
+  # In this form, what does not move (a frozen parameter) stays bit for bit.
+  return jax.tree.map(lambda a, p: a + (1 - d) * (p - a), average, params)

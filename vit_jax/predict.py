@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     found = pretrained.load(args.checkpoint)
     rows = predict(found, args.images, args.topk)
-  except ValueError as e:
+  except (ValueError, OSError) as e:
     print(f'error: {e}', file=sys.stderr)
     return 2
   for image, row in zip(args.images, rows, strict=True):

@@ -188,8 +188,20 @@ def build(
         f'a sharding rule is a pair (regex, axes or "fsdp"); got {rule!r}'
       )
     pattern, spec = rule
+    try:
+      re.compile(pattern)
+    except re.error as e:
+      raise ValueError(
+        f'{pattern!r} is not a regular expression: {e}'
+      ) from None
+    if isinstance(spec, str) and spec != 'fsdp':
+      raise ValueError(
+        f'the sharding rule {pattern!r} is {spec!r}: write "fsdp", or one of '
+        f'{", ".join(AXES)}, None for each array axis, as in {(None, spec)}'
+      )
     if spec != 'fsdp':
       spec = tuple(tuple(a) if isinstance(a, list) else a for a in spec)
+      used = set()
       for axes in spec:
         for a in (axes,) if isinstance(axes, str) else axes or ():
           if a not in AXES:
@@ -197,6 +209,12 @@ def build(
               f'the sharding rule {pattern!r} names the mesh axis {a!r}; '
               f'choices: {", ".join(AXES)}, None'
             )
+          if a in used:
+            raise ValueError(
+              f'the sharding rule {pattern!r}: {spec} uses the mesh axis '
+              f'{a!r} twice; each splits one array axis at most'
+            )
+          used.add(a)
     users.append((pattern, spec))
   builtin = TENSOR_RULES if sizes[2] > 1 else ()
   return Sharding(mesh, (*users, *builtin), len(users))

@@ -67,9 +67,11 @@ def _spec(node: ast.expr, text: str) -> Spec:
     value = ast.unparse(keyword.value)
     if keyword.arg is None:
       raise ValueError(f'in the spec {text!r}, **{value} is not an option')
+    if keyword.arg in options:
+      raise ValueError(f'in the spec {text!r}, {keyword.arg} is given twice')
     try:
       options[keyword.arg] = ast.literal_eval(keyword.value)
-    except ValueError:
+    except (TypeError, ValueError):  # TypeError: an unhashable key
       raise ValueError(
         f'in the spec {text!r}, {keyword.arg}={value} is not a literal '
         '(a number, a quoted string, a tuple, None, True or False)'

@@ -99,7 +99,9 @@ def train_step(
   if optimizer.ema:
     ema = optimizers.update_ema(ema, params, state.step, optimizer.ema)
   one = jnp.ones(())
-  found['grad_norm'] = metrics.Mean(optax.global_norm(grads), one)
+  rate = jnp.asarray(optimizer.learning_rate(state.step))
+  found['learning_rate'] = metrics.Mean(rate, one)
+  found['grad_norm'] = metrics.Mean(optax.tree.norm(grads), one)
   found['skipped'] = metrics.Mean((batch['weight'] == 0).sum() * one, one)
   return states.TrainState(state.step + 1, params, variables, opt, ema), found
 
@@ -191,6 +193,13 @@ def train(
   """
   workdir = pathlib.Path(workdir)
   sharding.check_batch(batch_size, accumulate)
+  periods = {
+    'log_every': log_every, 'eval_every': eval_every,
+    'checkpoint_every': checkpoint_every,
+  }  # fmt: skip
+  for name, period in periods.items():
+    if period < 0:
+      raise ValueError(f'{name}={period} must be 0 (at the end) or positive')
   meta = identity.describe(record, data)
   identity.claim(workdir, meta)
 
@@ -261,7 +270,7 @@ def train(
       example,
     )
     speed = writers.Speed(
-      first, steps, batch_size, 3 * forward * batch_size,
+      first + 1, steps, batch_size, 3 * forward * batch_size,
       flops.peak(model.dtype) * jax.device_count(),
     )  # fmt: skip
     writer.say(describe(shapes.params, data))
@@ -276,13 +285,13 @@ def train(
       row = metrics.values(metrics.to_host(found))
       for name in ('loss', 'grad_norm'):
         if not math.isfinite(row[name]):
+          saved.wait()
           raise NonFiniteLossError(
             f'{name} is {row[name]} at step {step}; the last good checkpoint '
             f'is {saved.describe()}. A lower learning rate, a longer warm-up '
             'or optimizer.clip may help'
           )
       if every(log_every, step, steps):
-        row['learning_rate'] = float(optimizer.learning_rate(step - 1))
         row = {f'train/{k}': v for k, v in row.items()}
         writer.write(step, {**row, **speed.rates(step)}, speed.eta(step))
 

@@ -7,11 +7,12 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, float]]:
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The rows of a metrics file; a torn last line is left out.
 
   Raises:
@@ -104,7 +105,7 @@ class Speed:
     """Starts the clock.
 
     Args:
-      step: the step that is done.
+      step: the step after which it starts: the first, since that compiles.
       steps: of the whole run.
       batch_size: images a step.
       flops: of the model, a step, forward and backward (what a recomputing

@@ -135,8 +135,8 @@ class MultiHeadDotProductAttention(nn.Module):
     inputs_v: Float[Array, 'B M J'] | None = None,
     *,
     key_mask: Bool[Array, 'B M'] | None = None,
-    mask: Bool[Array, 'b h N M'] | None = None,
-    bias: Float[Array, 'b h N M'] | None = None,
+    mask: Bool[Array, '#B #H N M'] | None = None,
+    bias: Float[Array, '#B #H N M'] | None = None,
     train: bool = False,
   ) -> Float[Array, 'B N C']:
     """Attends from `inputs_q` to `inputs_k` (default: itself)."""

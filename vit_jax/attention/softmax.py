@@ -30,8 +30,8 @@ class Softmax(Attention):
     v: Float[Array, 'B M H E'],
     *,
     key_mask: Bool[Array, 'B M'] | None = None,
-    mask: Bool[Array, 'b h N M'] | None = None,
-    bias: Float[Array, 'b h N M'] | None = None,
+    mask: Bool[Array, '#B #H N M'] | None = None,
+    bias: Float[Array, '#B #H N M'] | None = None,
     train: bool = False,
   ) -> Float[Array, 'B N H E']:
     """Attends; logits and softmax are in float32 whatever the inputs are."""

@@ -210,7 +210,10 @@ class Data:
       .batch(rows, batch_fn=collate)
     )
     real = iter((indices < self.test_size).reshape(steps, rows))
-    return Batches(self._reading.read(batches), real)
+    # In this process: a run evaluates many times, and workers take seconds to
+    # start, while decoding and resizing release Python's lock to threads.
+    reading = dataclasses.replace(self._reading, workers=0)
+    return Batches(reading.read(batches), real)
 
 
 def _share(batch_size: int, process: int, processes: int) -> int:

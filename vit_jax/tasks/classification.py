@@ -38,7 +38,10 @@ class Classification:
     """Adds `target` [B K] and `scale` [B], the example's share of the loss."""
     target = jax.nn.one_hot(batch['label'], self.num_classes)
     target = optax.smooth_labels(target, self.label_smoothing)
-    batch = {**batch, 'target': target}
+    # A skipped image may hold anything: NaN · 0 would reach every gradient.
+    counts = batch['weight'][:, None, None, None] != 0
+    image = jnp.where(counts, batch['image'], 0)
+    batch = {**batch, 'image': image, 'target': target}
     for i, augment in enumerate(self.augmentations):
       batch = augment(batch, jax.random.fold_in(rng, i))
     mass = batch['weight'] * (batch['target'] @ self.class_weights)
