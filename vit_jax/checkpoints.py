@@ -277,6 +277,11 @@ def read_weights(
     ValueError: the checkpoint's tree is not the model's.
   """
   step_dir = pathlib.Path(step_dir)
+  # Said explicitly: the run that saved may have had other devices.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+  )
   params = 'ema' if (step_dir / 'ema').is_dir() else 'params'
   rest = {k: v for k, v in like.items() if k != 'params'}
   with ocp.StandardCheckpointer() as checkpointer:

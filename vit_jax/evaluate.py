@@ -81,8 +81,8 @@ def evaluate(
   init: Mapping[str, Any],
 ) -> dict[str, float]:
   """Evaluates the variables `init`; prints and writes evaluation.json."""
-  variables = jax.device_put(init, sharding.replicated)
-  task = jax.device_put(task, sharding.replicated)
+  variables = shardings.replicate(init, sharding)
+  task = shardings.replicate(task, sharding)
   values = run(
     variables, model=model, task=task, data=data, sharding=sharding,
     batch_size=batch_size,

@@ -220,6 +220,16 @@ def build(
   return Sharding(mesh, (*users, *builtin), len(users))
 
 
+def replicate(tree: Any, sharding: Sharding) -> Any:
+  """Arrays that every process has, whole on every device of all of them."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(
+      sharding.replicated, np.asarray(x)
+    ),
+    tree,
+  )
+
+
 def put_batch(
   batch: dict[str, np.ndarray], sharding: Sharding
 ) -> dict[str, jax.Array]:

@@ -204,7 +204,9 @@ def train(
   identity.claim(workdir, meta)
 
   # State: shapes first, so that it is born sharded.
-  key = jax.device_put(jax.random.key(seed), sharding.replicated)
+  key = jax.jit(
+    lambda: jax.random.key(seed), out_shardings=sharding.replicated
+  )()
   example = jnp.zeros((1, *data.spec['image'][0]), data.spec['image'][1])
   start = functools.partial(
     states.init_state, model=model, optimizer=optimizer
@@ -256,11 +258,11 @@ def train(
       state = jax.jit(
         functools.partial(states.fresh, optimizer=optimizer),
         out_shardings=placed,
-      )(init)
+      )(shardings.replicate(init, sharding))
     del init
 
     # Loop: metrics are read one step late, so that the devices never wait.
-    task = jax.device_put(task, sharding.replicated)
+    task = shardings.replicate(task, sharding)
     batches = stack.enter_context(contextlib.closing(data.train_batches(
       batch_size, seed, first, jax.process_index(), jax.process_count()
     )))  # fmt: skip

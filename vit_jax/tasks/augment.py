@@ -16,7 +16,7 @@ from vit_jax.shapes import Array, Float
 Batch = dict[str, Array]
 
 
-def _positive(name: str, value: float) -> None:
+def _positive(name: str, value: float | int) -> None:
   if not value > 0:
     raise ValueError(f'{name}={value} must be positive')
 
