@@ -11,6 +11,14 @@ from scipy import special
 from vit_jax.attention import Softmax
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """These tests compile more than they compute."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def arrays(n, m, seed=0, scale=1.0, width=4, dtype=jnp.float32):
   rng = np.random.default_rng(seed)
   return tuple(

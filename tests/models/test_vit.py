@@ -24,6 +24,14 @@ TINY = {
 }
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """These tests compile more than they compute."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 def build(**fields):
   return models.build('vit', **{**TINY, **fields})
 

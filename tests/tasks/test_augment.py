@@ -1,5 +1,7 @@
 """Augmentation of whole batches: labels, areas, determinism."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,18 +10,31 @@ import pytest
 from vit_jax import specs
 from vit_jax.tasks import augment
 
-B, SIZE, K = 8, 16, 5
+B, SIZE = 8, 16
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation():
+  """These tests compile more than they compute."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
 
 
 def build(spec):
   return specs.build(spec, augment.AUGMENTATIONS, 'batch augmentation')
 
 
+@functools.cache
+def jitted(spec):
+  return jax.jit(build(spec))
+
+
 def make_batch(size=SIZE, count=B, seed=0):
   rng = np.random.default_rng(seed)
   weight = np.ones(count, np.float32)
-  weight[2] = 0.0
-  target = rng.dirichlet(np.ones(K), count).astype(np.float32)
+  weight[2:3] = 0.0
+  target = rng.dirichlet(np.ones(count), count).astype(np.float32)
   return {
     'image': jnp.asarray(rng.uniform(-1, 1, (count, size, size, 3)), 'float32'),
     'target': jnp.asarray(target),
@@ -40,7 +55,7 @@ def numbered(count=B, size=SIZE):
 
 @pytest.fixture(scope='module', params=sorted(augment.AUGMENTATIONS))
 def entry(request):
-  return jax.jit(build(request.param))
+  return jitted(request.param)
 
 
 def keys(count, seed=0):
@@ -84,13 +99,13 @@ def test_an_augmentation_differs_from_doing_nothing(entry):
   assert any(changed)
 
 
-MIXING = ('mixup(alpha=1.0)', 'cutmix', 'mixup_or_cutmix')
+MIXING = ('mixup', 'cutmix', 'mixup_or_cutmix')
 
 
 @pytest.mark.parametrize('spec', MIXING)
 def test_the_mixed_share_of_an_image_equals_that_of_its_label(spec):
   # The mean of image i is Σ_j share_j · j: the labels must say the same.
-  batch, run = numbered(), jax.jit(build(spec))
+  batch, run = numbered(), jitted(spec)
   shares = []
   for key in keys(12):
     found = run(batch, key)
@@ -109,7 +124,7 @@ def test_the_mixed_share_of_an_image_equals_that_of_its_label(spec):
 
 @pytest.mark.parametrize('spec', MIXING)
 def test_examples_of_weight_zero_are_never_mixed_into_others(spec):
-  batch, run = numbered(), jax.jit(build(spec))
+  batch, run = numbered(), jitted(spec)
   for key in keys(6):
     found = run(batch, key)
     np.testing.assert_array_equal(found['image'][3], batch['image'][3])
@@ -117,16 +132,17 @@ def test_examples_of_weight_zero_are_never_mixed_into_others(spec):
 
 
 def test_mixup_blends_every_pixel_alike():
-  batch = make_batch()
-  found = jax.jit(build('mixup(alpha=1.0)'))(batch, jax.random.key(0))
-  image, new = np.asarray(batch['image']), np.asarray(found['image'])
-  other = np.roll(image, 1, axis=0)
-  share = ((new - other) * (image - other)).sum() / ((image - other) ** 2).sum()
-  assert 0.05 < share < 0.95
+  batch, shares = make_batch(), []
   rows = np.arange(B) != 3  # whose partner has weight 0
-  np.testing.assert_allclose(
-    new[rows], (share * image + (1 - share) * other)[rows], atol=0.05
-  )
+  image = np.asarray(batch['image'])
+  image, other = image[rows], np.roll(image, 1, axis=0)[rows]
+  apart = image - other
+  for key in keys(8):
+    new = np.asarray(jitted('mixup')(batch, key)['image'])[rows]
+    share = ((new - other) * apart).sum() / (apart**2).sum()
+    np.testing.assert_allclose(new, other + share * apart, atol=1e-5)
+    shares.append(share)
+  assert any(0.1 < share < 0.9 for share in shares)
 
 
 def test_mixups_share_is_beta_distributed():
@@ -138,7 +154,7 @@ def test_mixups_share_is_beta_distributed():
 
 
 def test_cutmix_pastes_one_box_of_the_other_image():
-  batch, run = numbered(), jax.jit(build('cutmix'))
+  batch, run = numbered(), jitted('cutmix')
   for key in keys(12):
     image = np.asarray(run(batch, key)['image'])[..., 0]
     for i in (1, 4):
@@ -188,7 +204,7 @@ def test_erasing_fills_one_rectangle_within_its_bounds_with_noise():
   assert abs(noise.mean()) < 0.02
   assert abs(noise.std() - 1) < 0.02
   # Anywhere in the image.
-  assert erased.mean(0).min() > 0.005
+  assert erased.any(0).mean() > 0.95
 
 
 def test_erasing_leaves_its_share_of_images_alone():

@@ -84,7 +84,7 @@ class Classification:
 
   def _losses(
     self,
-    logits: Float[Array, 'B K'],
+    logits: Float[Array, '...'],  # a wrong shape gets a message below
     target: Float[Array, 'B K'],
     class_weights: Float[Array, 'K'],
   ) -> Float[Array, 'B']:
