@@ -3,13 +3,14 @@
 pip install torch transformers && python benchmarks/against_torch.py
 
 On a CPU: Hugging Face's ViT in PyTorch eager, float32, with its own choice of
-attention (SDPA) and with plain attention. On a GPU that both see: bfloat16,
+attention (SDPA) and with plain attention, each also with our malloc settings.
+On a GPU that both see: bfloat16,
 beside torch.compile with SDPA. Both sides run exact GELU, random weights, no
 dropout and AdamW, and must have the same number of parameters.
 
 Each side is a process of its own, so that thread pools do not fight, with the
-same number of threads and the same allocator settings; rounds are interleaved
-and only one side computes at a time. Ratios are of neighbouring rounds.
+same number of threads; rounds are interleaved and only one side computes at a
+time. Ratios are of neighbouring rounds: median (lowest–highest).
 """
 
 import argparse
@@ -24,11 +25,13 @@ SIZES = {'Ti/16': (192, 12, 3, 768), 'S/16': (384, 12, 6, 1536),
          'B/16': (768, 12, 12, 3072)}  # fmt: skip
 KINDS = ('forward', 'training')
 PIXELS, CLASSES, LEARNING_RATE, WEIGHT_DECAY = 224, 1000, 1e-3, 0.05
-# glibc keeps freed memory instead of returning it to the kernel and faulting it
-# in again at the next step; vit_jax.main does the same for itself.
+# glibc gives large blocks back to the kernel when they are freed, and the next
+# step faults them in again, page by page. vit_jax.main keeps them, so our side
+# does here; PyTorch runs as its users find it, and again with these settings.
 MALLOC = {
-  'MALLOC_TRIM_THRESHOLD_': str(2**33),
-  'MALLOC_MMAP_THRESHOLD_': str(2**33),
+  'MALLOC_ARENA_MAX': '1',
+  'MALLOC_MMAP_MAX_': '0',
+  'MALLOC_TRIM_THRESHOLD_': str(2**40),
   'MALLOC_TOP_PAD_': str(2**26),
 }
 
@@ -149,7 +152,7 @@ def theirs(
 def work(args: argparse.Namespace) -> None:
   """A worker: answers each line `calls` on stdin with the seconds they took."""
   out, sys.stdout = sys.stdout, sys.stderr  # libraries print
-  side, _, attention = args.worker.partition(':')
+  side, attention, *_ = [*args.worker.split(':'), '']
   common = (args.sizes[0], args.batch, args.kinds[0], args.gpu)
   count, run = (
     ours(*common)
@@ -173,7 +176,7 @@ class Worker:
       f'--kinds={kind}', f'--batch={args.batch}', f'--threads={args.threads}',
     ]  # fmt: skip
     env = os.environ | {'OMP_NUM_THREADS': str(args.threads)}
-    if not args.default_malloc:
+    if side == 'ours' or side.endswith(':tuned'):
       env |= MALLOC
     # XLA takes as many threads as it may use cores.
     if hasattr(os, 'sched_getaffinity') and not args.gpu:
@@ -245,12 +248,17 @@ def parse(argv=None) -> argparse.Namespace:
   names = lambda text: text.split(',')  # noqa: E731
   add('--sizes', type=names, default=['Ti/16', 'S/16'])
   add('--kinds', type=names, default=list(KINDS))
-  add('--rivals', type=names, default=['torch:sdpa', 'torch:eager'])
+  add(
+    '--rivals', type=names,
+    default=[
+      'torch:sdpa', 'torch:eager', 'torch:sdpa:tuned', 'torch:eager:tuned',
+    ],
+    help='torch:ATTENTION[:tuned], tuned with our malloc settings',
+  )  # fmt: skip
   add('--batch', type=int, default=16)
   add('--rounds', type=int, default=7)
   add('--seconds', type=float, default=2.0, help='of a side in a round')
   add('--threads', type=int, default=2)
-  add('--default_malloc', action='store_true')
   add('--json', help='also write the rows there')
   add('--gpu', action='store_true', help=argparse.SUPPRESS)
   add('--worker', help=argparse.SUPPRESS)
@@ -276,7 +284,7 @@ def main() -> None:
   args.gpu = gpu_for_both()
   where = 'GPU, bfloat16' if args.gpu else f'CPU, {args.threads} threads'
   print(f'{where}, batch {args.batch}, {args.rounds} interleaved rounds')
-  form = '{:6} {:9} {:12} {:>9} {:>9} {:>6}  {}'.format
+  form = '{:6} {:9} {:17} {:>9} {:>9} {:>6}  {}'.format
   print(form('model', 'pass', 'beside', 'ours im/s', 'its im/s', 'ratio', ''))
   rows = []
   for size in args.sizes:

@@ -15,7 +15,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jaxtyping
 
-hook = jaxtyping.install_import_hook('vit_jax', 'beartype.beartype')
+hook = jaxtyping.install_import_hook('vit_jax', 'strict.check')
 hook.__enter__()
 
 import absl.flags

@@ -14,14 +14,6 @@ from vit_jax import layers
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def normal(*shape):
   return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 

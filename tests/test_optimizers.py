@@ -123,15 +123,23 @@ FACTORS = {
 
 
 @pytest.mark.parametrize('freeze', ['', 'encoderblock_2/'])
-def test_updates_shrink_by_the_layer_decay_a_block(params, gradients, freeze):
-  found = update(build(layer_decay=0.5, freeze=freeze), params, gradients)
-  plain = flat(gradients)
+@pytest.mark.parametrize('name', ['sgd(momentum=0.0)', 'adamw'])
+def test_updates_shrink_by_the_layer_decay_a_block(
+  params, gradients, name, freeze
+):
+  fields = {'name': name, 'weight_decay': 0.1}
+  plain = update(build(**fields), params, gradients)
+  found = update(
+    build(**fields, layer_decay=0.5, freeze=freeze), params, gradients
+  )
   for path, change in found.items():
     (power,) = [n for p, n in FACTORS.items() if re.search(p, path)]
     if freeze and re.search(freeze, path):
       assert not np.any(change)
     else:
-      np.testing.assert_array_equal(change, -(0.5**power) * plain[path], path)
+      np.testing.assert_allclose(
+        change, 0.5**power * plain[path], rtol=1e-5, err_msg=path
+      )
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm(params, gradients):

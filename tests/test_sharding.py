@@ -15,14 +15,6 @@ from vit_jax import state as states
 CLASSES = 8
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
 def run():
   """A function of a Sharding (or None) → state and metrics of two steps."""

@@ -15,14 +15,6 @@ from vit_jax import state as states
 BATCH, CLASSES = 16, 5
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def sgd(**fields):
   """SGD of rate ½ without momentum: the update is the gradient, halved."""
   return optimizers.build(
@@ -47,7 +39,7 @@ class Setup:
 
   def __init__(self):
     self.model = models.build(
-      'vit', patch_size=4, hidden_size=16, num_layers=2, num_heads=2,
+      'vit', patch_size=4, hidden_size=16, num_layers=1, num_heads=2,
       mlp_dim=24, num_classes=CLASSES, image_size=8,
     )  # fmt: skip
     self.task = tasks.build(

@@ -20,6 +20,7 @@ _SUBMODULES = (
   'optimizers',
   'plots',
   'predict',
+  'pretrained',
   'sharding',
   'specs',
   'tasks',

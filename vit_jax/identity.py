@@ -42,12 +42,13 @@ def plain(value: Any) -> Any:
 def differences(new: Any, old: Any, path: str = '') -> list[str]:
   """Where two JSON values differ, one line each."""
   if isinstance(new, Mapping) and isinstance(old, Mapping):
+    absent = dict.fromkeys(sorted({*new, *old}), '(absent)')
+    left, right = absent | dict(new), absent | dict(old)
     return [
       line
-      for key in sorted({*new, *old})
+      for key in absent
       for line in differences(
-        *(side.get(key, '(absent)') for side in (new, old)),
-        f'{path}.{key}' if path else key,
+        left[key], right[key], f'{path}.{key}' if path else key
       )
     ]
   return [] if new == old else [f'{path} is {new!r} here and {old!r} there']

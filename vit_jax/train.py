@@ -89,6 +89,12 @@ def train_step(
     (grads, variables), stacked = jax.lax.scan(
       micro_step, start, (jnp.arange(accumulate), parts)
     )
+    for name, metric in stacked.items():
+      if not isinstance(metric, metrics.Mean):
+        raise ValueError(
+          f'accumulate={accumulate} merges training metrics inside the step, '
+          f'where only means merge; {name} is a {type(metric).__name__}'
+        )
     found = functools.reduce(
       metrics.merge,
       [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(accumulate)],

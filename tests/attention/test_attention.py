@@ -34,14 +34,6 @@ class Facts:
   dense: object
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def dense_softmax(q, k):
   return special.softmax(q @ k.T / np.sqrt(q.shape[-1]), axis=-1)
 

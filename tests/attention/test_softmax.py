@@ -11,14 +11,6 @@ from scipy import special
 from vit_jax.attention import Softmax
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def arrays(n, m, seed=0, scale=1.0, width=4, dtype=jnp.float32):
   rng = np.random.default_rng(seed)
   return tuple(
@@ -53,6 +45,19 @@ def test_bias_and_both_masks_combine_as_in_float64():
   )  # fmt: skip
   keep = mask & key_mask[:, None, None]
   np.testing.assert_allclose(out, oracle(q, k, v, bias, keep), atol=1e-6)
+
+
+def test_masked_keys_lose_to_any_logit():
+  # Softmax does not change with a shift of all logits; a mask of -1e4, or one
+  # that is added, would let the masked keys in.
+  q, k, v = arrays(5, 7)
+  mask = jnp.asarray(np.arange(7) % 3 > 0)[None].repeat(2, axis=0)
+  shift = jnp.full((1, 1, 5, 7), -3e5)
+  np.testing.assert_allclose(
+    run(Softmax(), q, k, v, key_mask=mask, bias=shift),
+    run(Softmax(), q, k, v, key_mask=mask),
+    atol=0.1,  # at 3e5, float32 rounds logits to 1/32
+  )
 
 
 @pytest.mark.parametrize(('n', 'm'), [(6, 6), (4, 7), (7, 4)])

@@ -40,14 +40,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def shapes_of(model, images):
   init = functools.partial(model.init, train=False)
   return jax.eval_shape(init, jax.random.key(0), images)

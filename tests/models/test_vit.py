@@ -24,14 +24,6 @@ TINY = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def build(**fields):
   return models.build('vit', **{**TINY, **fields})
 
@@ -242,6 +234,56 @@ def test_parameter_names_and_shapes_are_the_original_ones():
     for path, shape in inside.items():
       expected[f'Transformer/encoderblock_{i}/{path}'] = shape
   assert {k: v.shape for k, v in found.items()} == expected
+
+
+MHA = 'Transformer/encoderblock_{}/MultiHeadDotProductAttention_0/'
+
+
+@pytest.mark.parametrize(
+  ('fields', 'added', 'removed'),
+  [
+    ({'dropout_rate': 0.1, 'gelu': 'exact', 'remat': True}, {}, {}),
+    ({'classifier': 'unpooled'}, {}, {'cls': (1, 1, 16)}),
+    ({'num_registers': 3}, {'register': (1, 3, 16)}, {}),
+    (
+      {'qkv_bias': False}, {},
+      {f'{MHA}{n}/bias': (2, 8) for n in ('query', 'key', 'value')},
+    ),
+    (
+      {'qk_norm': True},
+      {f'{MHA}{n}_ln/scale': (8,) for n in ('query', 'key')}, {},
+    ),
+    (
+      {'layer_scale': 0.1},
+      {f'Transformer/encoderblock_{{}}/LayerScale_{i}/scale': (16,)
+       for i in (0, 1)}, {},
+    ),
+    (
+      {'position': 'none'}, {},
+      {'Transformer/posembed_input/pos_embedding': (1, 7, 16)},
+    ),
+    ({'num_classes': 0}, {}, {'head/kernel': (16, 5), 'head/bias': (5,)}),
+  ],
+  ids=str,
+)  # fmt: skip
+def test_an_option_adds_and_removes_exactly_its_parameters(
+  fields, added, removed
+):
+  def shapes(**fields):
+    images = jax.ShapeDtypeStruct((1, 8, 12, 3), jnp.float32)
+    tree = shapes_of(build(**fields), images)['params']
+    flat = traverse_util.flatten_dict(tree, sep='/')
+    return {(path, leaf.shape) for path, leaf in flat.items()}
+
+  in_all = lambda paths: {  # noqa: E731
+    (path.format(i), shape) for path, shape in paths.items() for i in (0, 1)
+  }
+  plain, found = shapes(), shapes(**fields)
+  table = {x for x in plain ^ found if 'pos_embedding' in x[0]}
+  if fields.get('classifier'):  # the table has a row for the class token
+    plain, found = plain - table, found - table
+  assert found - plain == in_all(added)
+  assert plain - found == in_all(removed)
 
 
 def test_initial_values_are_the_original_ones():

@@ -13,14 +13,6 @@ from vit_jax.tasks import augment
 B, SIZE = 8, 16
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def build(spec):
   return specs.build(spec, augment.AUGMENTATIONS, 'batch augmentation')
 

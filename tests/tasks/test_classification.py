@@ -17,14 +17,6 @@ WEIGHT = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0], np.float32)
 CLASS_WEIGHTS = tuple(np.linspace(0.2, 3.0, K).tolist())
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-  """These tests compile more than they compute."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def make_batch(**changed):
   """Images carry their own logits, which the 'model' reads off."""
   batch = {'image': LOGITS[:, None, None], 'label': LABEL, 'weight': WEIGHT}
