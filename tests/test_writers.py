@@ -79,3 +79,10 @@ def test_curves_of_an_empty_run_draw_nothing(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('')
   plots.curves(tmp_path / 'metrics.jsonl', tmp_path / 'curves.png')
   assert not (tmp_path / 'curves.png').exists()
+
+
+def test_chosen_steps_are_profiled(tmp_path):
+  tiny.run(
+    tmp_path, profile=(2, 3), steps=4, eval_every=0, checkpoint_every=0
+  )  # fmt: skip
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))

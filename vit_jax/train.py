@@ -90,7 +90,7 @@ def train_step(
       micro_step, start, (jnp.arange(accumulate), parts)
     )
     for name, metric in stacked.items():
-      if not isinstance(metric, metrics.Mean):
+      if isinstance(metric, metrics.Collect):
         raise ValueError(
           f'accumulate={accumulate} merges training metrics inside the step, '
           f'where only means merge; {name} is a {type(metric).__name__}'
