@@ -12,7 +12,7 @@ def get_config():
     model={
       'name': 'vit', 'patch_size': 2, 'hidden_size': 64, 'num_layers': 4,
       'num_heads': 4, 'mlp_dim': 256, 'image_size': 8, 'num_classes': 10,
-      'attention': 'softmax', 'dtype': 'float32',
+      'classifier': 'gap', 'attention': 'softmax', 'dtype': 'float32',
     },
     task={'label_smoothing': 0.1},
     data={
@@ -23,6 +23,6 @@ def get_config():
       'decode': 'decode(channels=1)',
       'cache': True, 'workers': 0,
     },
-    optimizer=common.adamw(learning_rate=3e-3, warmup=200),
-    steps=2500, batch_size=128, eval_every=500, checkpoint_every=500,
+    optimizer=common.adamw(learning_rate=3e-3, warmup=200, ema=0.99),
+    steps=2000, batch_size=128, eval_every=500, checkpoint_every=500,
   )  # fmt: skip

@@ -26,6 +26,6 @@ def get_config(path='data/flowers'):
       'decode': 'decode(channels=3)',
       'cache': True, 'workers': 0,
     },
-    optimizer=common.adamw(learning_rate=1e-3, warmup=200),
+    optimizer=common.adamw(learning_rate=1e-3, warmup=200, ema=0.995),
     steps=2000, batch_size=64, eval_every=500, checkpoint_every=500,
   )  # fmt: skip

@@ -23,6 +23,6 @@ def get_config(path='data/mnist'):
       'decode': 'decode(channels=1)',
       'cache': True, 'workers': 0,
     },
-    optimizer=common.adamw(learning_rate=2e-3, warmup=300),
+    optimizer=common.adamw(learning_rate=2e-3, warmup=300, ema=0.995),
     steps=4000, batch_size=128, eval_every=1000,
   )  # fmt: skip

@@ -336,7 +336,7 @@ def test_lion_equals_its_formula():
 def rate(*steps, **fields):
   """The learning rates of a run of 100 steps, peak 2."""
   fields = {'learning_rate': 2.0, 'steps': 100, **fields}
-  at = optimizers.schedule(fields.pop('schedule'), **fields)
+  at = optimizers.build_schedule(fields.pop('schedule'), **fields)
   return [float(at(step)) for step in steps]
 
 

@@ -143,7 +143,7 @@ def shrink(part: int, steps: int) -> int:
   return min(part, steps // 4)
 
 
-def schedule(
+def build_schedule(
   spec: str,
   learning_rate: float,
   steps: int,
@@ -309,7 +309,9 @@ def build(
     if not low <= value <= high or (key == 'ema' and value == 1):
       raise ValueError(f'{key}={value} is not in [{low}, {high}]')
   direction = specs.build(name, OPTIMIZERS, 'optimizer')
-  rate = globals()['schedule'](schedule, learning_rate, steps, warmup, cooldown)
+  rate = build_schedule(
+    schedule, learning_rate, steps, warmup, cooldown
+  )
   chain = [optax.clip_by_global_norm(clip)] if clip else []
   chain.append(direction)
   if weight_decay:
