@@ -4,9 +4,9 @@ pip install torch transformers && python benchmarks/against_torch.py
 
 On a CPU: Hugging Face's ViT in PyTorch eager, float32, with its own choice of
 attention (SDPA) and with plain attention, each also with our malloc settings.
-On a GPU that both see: bfloat16,
-beside torch.compile with SDPA. Both sides run exact GELU, random weights, no
-dropout and AdamW, and must have the same number of parameters.
+On a GPU that both see: bfloat16, beside torch.compile with SDPA. Both sides run
+exact GELU, random weights, no dropout and AdamW, and must have the same number
+of parameters.
 
 Each side is a process of its own, so that thread pools do not fight, with the
 same number of threads; rounds are interleaved and only one side computes at a
@@ -284,6 +284,8 @@ def main() -> None:
   args.gpu = gpu_for_both()
   where = 'GPU, bfloat16' if args.gpu else f'CPU, {args.threads} threads'
   print(f'{where}, batch {args.batch}, {args.rounds} interleaved rounds')
+  # Other work on the same cores slows either side, not both alike.
+  print(f'{os.getloadavg()[0]:.1f} threads busy in the last minute')
   form = '{:6} {:9} {:17} {:>9} {:>9} {:>6}  {}'.format
   print(form('model', 'pass', 'beside', 'ours im/s', 'its im/s', 'ratio', ''))
   rows = []

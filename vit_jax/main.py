@@ -4,6 +4,9 @@ Builds the sections of a config and hands the objects to one of `RUNS`. The
 only file that knows ml_collections: everything below takes plain arguments.
 """
 
+import ctypes
+import importlib.metadata
+import importlib.util
 import inspect
 import os
 import pathlib
@@ -157,8 +160,28 @@ PROCESSES = flags.DEFINE_integer('processes', None, 'How many there are.')
 PROCESS = flags.DEFINE_integer('process', None, 'Which one this is, from 0.')
 
 
+def _keep_freed_memory() -> None:
+  """On a CPU, has glibc keep freed memory: it is needed again next step.
+
+  XLA's temporaries are otherwise unmapped and faulted in again every step: a
+  training step of ViT-S/16 on two cores took 1.17 times as long. Has no effect
+  once a device was touched. Not for hosts of accelerators, whose many decoding
+  threads want an arena each.
+  """
+  accelerator = importlib.metadata.entry_points(group='jax_plugins')
+  if accelerator or importlib.util.find_spec('libtpu'):
+    return
+  libc = ctypes.CDLL(None)
+  if not hasattr(libc, 'mallopt'):  # not glibc
+    return
+  # M_ARENA_MAX=1, M_MMAP_MAX=0, M_TRIM_THRESHOLD=never, M_TOP_PAD=64 MiB
+  for option, value in ((-8, 1), (-4, 0), (-1, -1), (-2, 2**26)):
+    libc.mallopt(option, value)
+
+
 def _set_up() -> None:
   """Joins the other processes; keeps compilations from one run to the next."""
+  _keep_freed_memory()
   if DISTRIBUTED.value:
     jax.distributed.initialize(
       COORDINATOR.value, PROCESSES.value, PROCESS.value

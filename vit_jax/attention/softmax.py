@@ -49,7 +49,8 @@ class Softmax(Attention):
       'bhnm,bhme->bhne', powers.astype(v.dtype), v,
       preferred_element_type=jnp.float32,
     )  # fmt: skip
-    # Dividing [N E] sums rather than [N M] weights: 4 % of the layer on a CPU.
+    # Dividing [N E] sums rather than [N M] weights: the layer on two CPU cores
+    # is 1.18 times as fast forward, 1.07 times in training.
     out = out / jnp.where(total > 0, total, 1.0)
     return out.swapaxes(1, 2).astype(v.dtype)
 
