@@ -81,6 +81,17 @@ def test_curves_of_an_empty_run_draw_nothing(tmp_path):
   assert not (tmp_path / 'curves.png').exists()
 
 
+def test_curves_draw_a_panel_a_metric_and_no_empty_one(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  row = {'step': 1, 'train/loss': 1.0, 'test/loss': 2.0, 'train/skipped': 0.0}
+  row |= {f'train/m{i}': 1.0 for i in range(3)} | {'time/mfu': 0.5}
+  path.write_text(json.dumps(row) + '\n')
+  figure = plots.curves(path, tmp_path / 'curves.png')
+  shown = [a for a in figure.axes if a.get_visible()]
+  assert [a.get_title() for a in shown] == ['loss', 'm0', 'm1', 'm2']
+  assert [len(a.lines) for a in shown] == [2, 1, 1, 1]
+
+
 def test_chosen_steps_are_profiled(tmp_path):
   tiny.run(
     tmp_path, profile=(2, 3), steps=4, eval_every=0, checkpoint_every=0

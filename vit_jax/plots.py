@@ -2,16 +2,22 @@
 
 import os
 import pathlib
+from typing import Any
 
 from vit_jax import writers
 
 
-def curves(metrics_file: str | os.PathLike, png: str | os.PathLike) -> None:
+def curves(
+  metrics_file: str | os.PathLike, png: str | os.PathLike
+) -> Any:
   """Draws a run's metrics against steps: one panel a metric, train and test.
 
   Args:
     metrics_file: a metrics.jsonl; rows without numbers are left out.
     png: the picture to write.
+
+  Returns:
+    The matplotlib figure; None where there was nothing to draw.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure  # no pyplot: no display, no state
@@ -28,12 +34,12 @@ def curves(metrics_file: str | os.PathLike, png: str | os.PathLike) -> None:
   names = [n for n in order if n in series]
   names += sorted(set(series) - set(order) - {'skipped'})
   if not names:
-    return
+    return None
   columns = min(3, len(names))
   rows = -(-len(names) // columns)
   figure = Figure(figsize=(4 * columns, 2.8 * rows), layout='constrained')
   FigureCanvasAgg(figure)
-  axes = figure.subplots(rows, columns, squeeze=False).flat
+  axes = list(figure.subplots(rows, columns, squeeze=False).flat)
   for axis, name in zip(axes, names, strict=False):
     for part, points in sorted(series[name].items()):
       x, y = zip(*points, strict=True)
@@ -47,6 +53,7 @@ def curves(metrics_file: str | os.PathLike, png: str | os.PathLike) -> None:
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-  for axis in list(axes)[len(names) :]:
+  for axis in axes[len(names) :]:
     axis.set_visible(False)
   figure.savefig(pathlib.Path(png), dpi=120)
+  return figure
