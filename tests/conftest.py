@@ -14,6 +14,7 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', CACHE.name)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jaxtyping
+import pytest
 
 hook = jaxtyping.install_import_hook('vit_jax', 'strict.check')
 hook.__enter__()
@@ -23,3 +24,13 @@ import jax
 
 absl.flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """A worker runs a whole file, or one entry of the attention contract."""
+  for item in items:
+    entry = ''
+    if item.name.startswith('test_contract['):
+      entry = item.callspec.params['built']
+    item.add_marker(pytest.mark.xdist_group(f'{item.path.name}{entry}'))

@@ -12,18 +12,15 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax import specs
-from vit_jax.attention.base import (
-  Attention,
-  MultiHeadDotProductAttention,
-  attend_with,
-)
+from vit_jax.attention.base import Attention, attend_with
+from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.softmax import Softmax
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
 }
 
-MIXERS: dict[str, type[nn.Module]] = {}
+MIXERS: dict[str, type[Mixer]] = {}
 
 
 def build(
@@ -90,6 +87,6 @@ def layers(
 
 
 __all__ = [
-  'ATTENTIONS', 'MIXERS', 'Attention', 'MultiHeadDotProductAttention',
+  'ATTENTIONS', 'MIXERS', 'Attention', 'Mixer', 'MultiHeadDotProductAttention',
   'Softmax', 'attend_with', 'build', 'layer', 'layers',
 ]  # fmt: skip

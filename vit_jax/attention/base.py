@@ -1,8 +1,7 @@
-"""The contract of every attention, and the projections around it.
+"""The contract of every attention: what it says of itself, takes and refuses.
 
 An `Attention` mixes values by how queries match keys; static facts are its
-fields, arrays its arguments. `MultiHeadDotProductAttention` owns the query,
-key, value and output projections, so one parameter tree fits any attention.
+fields, arrays its arguments. The layers around it are in `multihead.py`.
 """
 
 import inspect
@@ -10,12 +9,57 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vit_jax.shapes import Array, Bool, Float
 
 
-class Attention(nn.Module):
+class Described:
+  """What every entry of the tables says of itself, for the generated table.
+
+  Attributes:
+    family: 'exact', 'fixed pattern', 'combined pattern', 'learned pattern',
+      'memory', 'low rank', 'kernel', 'recurrence' or 'optimal transport'.
+    published: cost as the paper prints it.
+    cost: of this implementation, in the option names of the class.
+    source: the paper.
+    sequential: sequential steps over the tokens.
+    cross: whether M ≠ N is taken.
+    equivariant: whether permuting the tokens permutes the outputs.
+    linear_in_values: False where the paper normalises after mixing.
+  """
+
+  family: ClassVar[str]
+  published: ClassVar[str]
+  cost: ClassVar[str]
+  source: ClassVar[str]
+  sequential: ClassVar[str] = 'O(1)'
+  cross: ClassVar[bool] = False
+  equivariant: ClassVar[bool] = False
+  linear_in_values: ClassVar[bool] = True
+
+  def flops(self, n: int, heads: int, width: int) -> float:
+    """Declared FLOPs of matrix products and convolutions, one example.
+
+    2 a multiply-add, forward, N = M = n tokens, D = E = width; for a `Mixer`
+    the projections count too (C = heads · width). Element-wise work, softmax
+    and sorts do not count.
+    """
+    raise NotImplementedError(f'{type(self).__name__} declares no FLOPs')
+
+  def temporary(self, n: int, heads: int, width: int) -> float:
+    """Declared bound on the bytes of temporaries, as `flops`, in float32."""
+    raise NotImplementedError(f'{type(self).__name__} declares no memory')
+
+  @staticmethod
+  def grown(n: int) -> dict[str, Any]:
+    """The options with which growth with N is stated; none: the defaults."""
+    del n
+    return {}
+
+
+class Attention(Described, nn.Module):
   """Mixes values: q [B N H D], k [B M H D], v [B M H E] → [B N H E].
 
   A subclass defines `__call__(self, q, k, v, *, train=False)` and takes, as
@@ -29,18 +73,57 @@ class Attention(nn.Module):
     segments   Int[B N]           tokens attend within their segment
     x          Float[B N C]       the layer's input (sort nets, synthesizers)
 
-  A query whose keys are all masked gets zeros.
+  A query whose keys are all masked gets zeros. A kernel that can be causal has
+  a field `causal` (query i sees keys up to i + M - N) and decodes by
+  `init_state` and `step`.
 
   Attributes:
     grid: (rows, columns) of the patch tokens; None for a sequence.
     prefix: class, distillation and register tokens before the grid.
-    linear_in_values: False where the paper normalises after mixing.
   """
 
   grid: tuple[int, int] | None = None
   prefix: int = 0
 
-  linear_in_values: ClassVar[bool] = True
+  def init_state(
+    self, batch: int, length: int, heads: int, width: int, dtype: Any
+  ) -> Any:
+    """The state before the first of `length` steps of decoding.
+
+    The default keeps every query, key and value; linear attention's state does
+    not grow with `length`.
+
+    Raises:
+      ValueError: the kernel is not causal.
+    """
+    if not causal(self):
+      raise ValueError(
+        f'{type(self).__name__} decodes only with causal=True; kernels with a '
+        f'causal form: {", ".join(able("causal"))}'
+      )
+    empty = jnp.zeros((batch, length, heads, width), dtype)
+    return {'step': jnp.zeros((), jnp.int32), 'q': empty, 'k': empty,
+            'v': empty}  # fmt: skip
+
+  def step(
+    self,
+    state: Any,
+    q: Float[Array, 'B 1 H D'],
+    k: Float[Array, 'B 1 H D'],
+    v: Float[Array, 'B 1 H D'],
+  ) -> tuple[Float[Array, 'B 1 H D'], Any]:
+    """One step of decoding: the last row of the causal attention so far.
+
+    The default runs the whole causal attention on the history: exact for every
+    causal kernel, at the full cost.
+    """
+    t = state['step']
+    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
+      old, new.astype(old.dtype), t, axis=1
+    )
+    q, k, v = (put(state[n], x) for n, x in (('q', q), ('k', k), ('v', v)))
+    out = jax.lax.dynamic_slice_in_dim(self(q, k, v), t, 1, axis=1)
+    return out, {'step': t + 1, 'q': q, 'k': k, 'v': v}
 
 
 OPTIONAL_ARRAYS = (
@@ -54,10 +137,122 @@ def honours(kernel: type[nn.Module] | nn.Module, name: str) -> bool:
   return name in inspect.signature(call).parameters
 
 
-def _kernels(cls: type = Attention):
+def _kernels(cls: type = Described):
   for sub in cls.__subclasses__():
-    yield sub
+    if hasattr(sub, 'family'):  # what the tables hold, not a common base
+      yield sub
     yield from _kernels(sub)
+
+
+def able(capability: str) -> list[str]:
+  """Names of the kernels with an array, a field or a fact, for errors."""
+  return sorted({
+    c.__name__
+    for c in _kernels()
+    if honours(c, capability)
+    or capability in c.__dataclass_fields__
+    or (capability in ('cross', 'equivariant') and getattr(c, capability))
+  })
+
+
+def causal(kernel: nn.Module) -> bool:
+  """Whether the kernel is causal as it is built."""
+  return bool('causal' in kernel.__dataclass_fields__ and kernel.causal)
+
+
+def refuse_cross(kernel: nn.Module, q: Array, k: Array) -> None:
+  """Raises unless N = M.
+
+  Raises:
+    ValueError: naming the kernels that take M ≠ N.
+  """
+  if q.shape[1] != k.shape[1]:
+    raise ValueError(
+      f'{type(kernel).__name__} attends within one sequence, not from '
+      f'{q.shape[1]} queries to {k.shape[1]} keys; these do: '
+      f'{", ".join(able("cross"))}'
+    )
+
+
+def refuse_other_grid(kernel: nn.Module, n: int) -> None:
+  """Raises unless the kernel's prefix and grid make n tokens.
+
+  Without a grid the tokens after the prefix are a sequence of any length.
+
+  Raises:
+    ValueError: naming both numbers.
+  """
+  rows, columns = kernel.grid or (1, n - kernel.prefix)
+  if kernel.prefix + rows * columns != n or n < kernel.prefix:
+    raise ValueError(
+      f'{type(kernel).__name__} with prefix={kernel.prefix} and grid='
+      f'{kernel.grid} takes {kernel.prefix + rows * columns} tokens, not {n}'
+    )
+
+
+def sized_param(
+  module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]
+) -> Array:
+  """A parameter whose shape depends on N; call it inside `nn.compact`.
+
+  Raises:
+    ValueError: the parameters were made for another N.
+  """
+  if module.has_variable('params', name):
+    found = module.get_variable('params', name).shape
+    if found != shape:
+      raise ValueError(
+        f'{type(module).__name__} has a learned {name!r} of shape {found} and '
+        f'now needs {shape}: its number of tokens is fixed when its parameters '
+        'are made; build it anew, or take a kernel without weights sized by '
+        'the number of tokens, such as softmax, performer or nystrom'
+      )
+  return module.param(name, init, shape)
+
+
+def keep_of(
+  queries: int,
+  keys: int,
+  *,
+  causal: bool = False,
+  key_mask: Bool[Array, 'B M'] | None = None,
+  mask: Bool[Array, '#B #H N M'] | None = None,
+) -> Bool[Array, '#B #H #N M'] | None:
+  """The conjunction of all masks, or None if there is none."""
+  keep = mask
+  if key_mask is not None:
+    padding = key_mask[:, None, None, :]
+    keep = padding if keep is None else keep & padding
+  if causal:
+    past = jnp.tri(queries, keys, keys - queries, dtype=bool)[None, None]
+    keep = past if keep is None else keep & past
+  return keep
+
+
+def powers_of(
+  logits: Float[Array, '...'], keep: Bool[Array, '...'] | None = None
+) -> Float[Array, '...']:
+  """exp(logits - max) along the last axis: weights before their division.
+
+  What `keep` leaves out is zero; a row with nothing left is all zeros, and its
+  gradients are finite.
+  """
+  if keep is not None:
+    # A finite stand-in for -inf keeps gradients finite in rows without a key.
+    logits = jnp.where(keep, logits, jnp.finfo(jnp.float32).min)
+  # The largest cancels in the quotient, so its gradient is zero.
+  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  powers = jnp.exp(logits - largest)
+  return powers if keep is None else jnp.where(keep, powers, 0.0)
+
+
+def softmax_of(
+  logits: Float[Array, '...'], keep: Bool[Array, '...'] | None = None
+) -> Float[Array, '...']:
+  """Softmax along the last axis over what `keep` keeps; empty rows are 0."""
+  powers = powers_of(logits, keep)
+  total = powers.sum(axis=-1, keepdims=True)
+  return powers / jnp.where(total > 0, total, 1.0)
 
 
 def attend_with(
@@ -89,98 +284,8 @@ def attend_with(
     if honours(kernel, name):
       given[name] = value
     elif name != 'x':
-      able = sorted({c.__name__ for c in _kernels() if honours(c, name)})
       raise ValueError(
         f'{type(kernel).__name__} does not honour {name}=; '
-        f'these do: {", ".join(able)}'
+        f'these do: {", ".join(able(name))}'
       )
   return kernel(q, k, v, train=train, **given)
-
-
-class MultiHeadDotProductAttention(nn.Module):
-  """out(attend(query(x_q), key(x_k), value(x_v))), as in flax.linen.
-
-  Parameters are linen's: `query`, `key`, `value` with kernels [C H D], `out`
-  with kernel [H D C]; the attention's own parameters live under `attend`.
-  Vaswani et al. 2017, section 3.2.2.
-
-  Attributes:
-    num_heads: H; must divide the width of the queries.
-    attend: class (or partial of it) that builds the `Attention`.
-    grid, prefix: the layout of the tokens, handed to the attention.
-    use_bias: biases of query, key and value; `out` always has one.
-    normalize_qk: LayerNorm over D of queries and keys (Dehghani et al. 2023),
-      named `query_ln` and `key_ln`, scales only, as in linen.
-    dropout_rate: of the attention weights; refused by kernels without it.
-    epsilon: of the query and key norms.
-    dtype: of the computation; parameters are float32.
-  """
-
-  num_heads: int
-  attend: Callable[..., nn.Module]
-  grid: tuple[int, int] | None = None
-  prefix: int = 0
-  use_bias: bool = True
-  normalize_qk: bool = False
-  dropout_rate: float = 0.0
-  epsilon: float = 1e-6
-  dtype: Any = jnp.float32
-  kernel_init: Callable = nn.initializers.xavier_uniform()
-
-  @nn.compact
-  def __call__(
-    self,
-    inputs_q: Float[Array, 'B N C'],
-    inputs_k: Float[Array, 'B M I'] | None = None,
-    inputs_v: Float[Array, 'B M J'] | None = None,
-    *,
-    key_mask: Bool[Array, 'B M'] | None = None,
-    mask: Bool[Array, '#B #H N M'] | None = None,
-    bias: Float[Array, '#B #H N M'] | None = None,
-    train: bool = False,
-  ) -> Float[Array, 'B N C']:
-    """Attends from `inputs_q` to `inputs_k` (default: itself)."""
-    inputs_k = inputs_q if inputs_k is None else inputs_k
-    inputs_v = inputs_k if inputs_v is None else inputs_v
-    width = inputs_q.shape[-1]
-    if width % self.num_heads:
-      raise ValueError(
-        f'width {width} is not divisible by num_heads={self.num_heads}'
-      )
-    shape = (self.num_heads, width // self.num_heads)
-
-    def project(name, inputs):
-      return nn.DenseGeneral(
-        shape, use_bias=self.use_bias, kernel_init=self.kernel_init,
-        dtype=self.dtype, name=name,
-      )(inputs)  # fmt: skip
-
-    q = project('query', inputs_q)
-    k = project('key', inputs_k)
-    v = project('value', inputs_v)
-    if self.normalize_qk:
-      norm = lambda name: nn.LayerNorm(  # noqa: E731
-        epsilon=self.epsilon, use_bias=False, dtype=self.dtype, name=name
-      )
-      q, k = norm('query_ln')(q), norm('key_ln')(k)
-    kernel = self._kernel()
-    y = attend_with(
-      kernel, q, k, v, key_mask=key_mask, mask=mask, bias=bias, x=inputs_q,
-      train=train,
-    )  # fmt: skip
-    return nn.DenseGeneral(
-      width, axis=(-2, -1), kernel_init=self.kernel_init, dtype=self.dtype,
-      name='out',
-    )(y)  # fmt: skip
-
-  def _kernel(self) -> nn.Module:
-    cls = getattr(self.attend, 'func', self.attend)
-    options = {'grid': self.grid, 'prefix': self.prefix}
-    if self.dropout_rate:
-      if 'dropout_rate' not in cls.__dataclass_fields__:
-        raise ValueError(
-          f'{cls.__name__} has no dropout of attention weights; set '
-          f'attention_dropout_rate=0 (given {self.dropout_rate})'
-        )
-      options['dropout_rate'] = self.dropout_rate
-    return self.attend(**options, name='attend')

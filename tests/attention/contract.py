@@ -1,0 +1,632 @@
+"""The contract of every entry of both tables, as functions that assert.
+
+They are functions, not tests, because `tests/attention/planted` calls them on
+deliberately wrong kernels, each of which must fail at least one.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.test_util import check_grads
+
+from attention.oracles import FACTS
+from vit_jax import attention, specs
+from vit_jax.attention import base
+
+B, H, D = 2, 2, 4
+C = H * D
+GRID, PREFIX = (3, 4), 1
+N = PREFIX + GRID[0] * GRID[1]
+
+
+def arrays(n=N, m=None, width=D, seed=0, dtype=jnp.float32):
+  """q [B N H D], k [B M H D], v [B M H E]."""
+  rng = np.random.default_rng(seed)
+  m = n if m is None else m
+  return tuple(
+    jnp.asarray(rng.standard_normal((B, length, H, e)), dtype)
+    for length, e in ((n, D), (m, D), (m, width))
+  )
+
+
+def jitter(shapes, adjust=lambda x: x, seed=9):
+  """Random variables of the shapes, without compiling the initialisers."""
+  rng = np.random.default_rng(seed)
+  return adjust(
+    jax.tree.map(
+      lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), s.dtype), shapes
+    )
+  )
+
+
+def wide(tree):
+  """The tree's arrays as NumPy, floats in float64."""
+  return jax.tree.map(
+    lambda x: np.asarray(x, np.float64)
+    if jnp.issubdtype(x.dtype, jnp.floating)
+    else np.asarray(x),
+    tree,
+  )
+
+
+class Built:
+  """An entry at one spec, its variables, and one compiled call.
+
+  Attributes:
+    mixer: whether it is x → x; then `inputs` are (x,), else (q, k, v).
+  """
+
+  def __init__(self, name, spec=None, facts=None, table=None, **layout):
+    self.name = name
+    self.facts = FACTS[name] if facts is None else facts
+    self.spec = self.facts.cases[0] if spec is None else spec
+    (parsed,) = specs.parse(self.spec)
+    both = attention.ATTENTIONS | attention.MIXERS if table is None else table
+    cls = both[parsed.name]
+    self.mixer = issubclass(cls, attention.Mixer)
+    self.layout = {'grid': GRID, 'prefix': PREFIX, **layout}
+    options = {**parsed.options, **self.layout}
+    if self.mixer:
+      options['num_heads'] = H
+    specs.check_options(cls, parsed.options, parsed.name)
+    self.kernel = cls(**options)
+    self._variables = {}
+    self.run = jax.jit(self.call)
+
+  def inputs(self, n=N, seed=0, width=D, dtype=jnp.float32):
+    """The arrays that the contract runs on."""
+    if self.mixer:
+      rng = np.random.default_rng(seed)
+      found = (jnp.asarray(rng.standard_normal((B, n, C)), dtype),)
+    else:
+      found = arrays(n, width=width, seed=seed, dtype=dtype)
+    return self.facts.inputs(*found)
+
+  def x(self, n=N):
+    """The layer's input, where a kernel takes it."""
+    rng = np.random.default_rng(77)
+    with jax.ensure_compile_time_eval():
+      return jnp.asarray(rng.standard_normal((B, n, C)), jnp.float32)
+
+  def extras(self, n):
+    """`x`, if the kernel takes it: no kernel is tested without."""
+    takes = not self.mixer and base.honours(self.kernel, 'x')
+    return {'x': self.x(n)} if takes else {}
+
+  def variables(self, *inputs):
+    """Jittered; the same at each N unless shapes depend on it."""
+    n = inputs[0].shape[1]
+    if n not in self._variables:
+      like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+      with jax.ensure_compile_time_eval():  # `call` may be traced
+        shapes = jax.eval_shape(
+          functools.partial(self.kernel.init, jax.random.key(0)),
+          *like, **self.extras(n),
+        )  # fmt: skip
+        self._variables[n] = jitter(shapes, self.facts.adjust)
+    return self._variables[n]
+
+  def call(self, *inputs, **optional):
+    """The entry's output, with its jittered variables."""
+    given = {**self.extras(inputs[0].shape[1]), **optional}
+    return self.kernel.apply(self.variables(*inputs), *inputs, **given)
+
+  def honours(self, array):
+    """Whether it takes the optional array."""
+    return base.honours(self.kernel, array)
+
+  def oracle(self, inputs, **optional):
+    """The dense oracle's output for the batch, in float64."""
+    variables = wide(self.variables(*inputs))
+    optional = {**self.extras(inputs[0].shape[1]), **optional}
+    outs = []
+    for b in range(B):
+      one = {
+        name: wide(x[min(b, x.shape[0] - 1)]) for name, x in optional.items()
+      }
+      outs.append(
+        self.facts.oracle(
+          self.kernel, variables, *(wide(i[b]) for i in inputs), **one
+        )
+      )
+    return np.stack(outs)
+
+
+MASK = np.ones((B, N), bool)
+MASK[0, [0, 5, 12]] = MASK[1, 6:] = False
+
+
+def check_shapes(built):
+  """Any N, with the default options too; dtype in = dtype out."""
+  for n, grid, prefix in (
+    (1, None, 0), (16, None, 0), (16, (4, 4), 0), (30, None, 0),
+    (30, (5, 6), 0), (197, (14, 14), 1),
+  ):  # fmt: skip
+    for spec in {specs.parse(built.spec)[0].name, built.spec}:
+      other = Built(
+        built.name, spec, built.facts, {built.name: type(built.kernel)},
+        grid=grid, prefix=prefix,
+      )  # fmt: skip
+      for dtype in (jnp.float32, jnp.bfloat16):
+        inputs = other.inputs(n, width=D, dtype=dtype)
+        out, _ = jax.eval_shape(
+          functools.partial(other.kernel.init_with_output, jax.random.key(0)),
+          *inputs, **other.extras(n),
+        )  # fmt: skip
+        assert out.shape == inputs[-1].shape, (spec, n, out.shape)
+        if not built.mixer:  # a layer has a dtype of its own
+          assert out.dtype == dtype, (spec, n, out.dtype)
+
+
+def check_cross(built):
+  """M ≠ N gives [B N H E], or an error that names who can."""
+  if built.mixer:
+    return
+  q, k, v = arrays(5, 9, width=6)
+  kernel = built.kernel.clone(grid=None, prefix=0)
+  run = functools.partial(kernel.init_with_output, jax.random.key(0))
+  if built.kernel.cross:
+    out, _ = jax.eval_shape(run, q, k, v, **built.extras(5))
+    assert out.shape == (B, 5, H, 6)
+    return
+  try:
+    jax.eval_shape(run, q, k, v, **built.extras(5))
+  except ValueError as error:
+    assert 'Softmax' in str(error) and '9' in str(error), error
+  else:
+    raise AssertionError('N=5 queries to M=9 keys were not refused')
+
+
+def check_jit(built):
+  """jit = no jit."""
+  inputs = built.inputs()
+  np.testing.assert_allclose(
+    built.run(*inputs), built.call(*inputs), atol=1e-5
+  )
+
+
+def check_oracle(built, specs_=None):
+  """Every case equals the paper's formula in float64, masks and biases too.
+
+  The values are the unit vectors, so the output is the map of the values: its
+  support and its row sums are compared, not only one product with it.
+  """
+  found = specs_ or (
+    *built.facts.cases, *filter(None, [built.facts.causal])
+  )  # fmt: skip
+  for spec in found:
+    case = built
+    if spec != built.spec:
+      case = Built(
+        built.name, spec, built.facts, {built.name: type(built.kernel)}
+      )
+    given = [{}]
+    rng = np.random.default_rng(3)
+    if case.honours('key_mask'):
+      given.append({'key_mask': jnp.asarray(MASK)})
+    both = {}
+    if case.honours('mask'):
+      mask = rng.random((B, 1, N, N)) < 0.7
+      mask[..., np.arange(N), np.arange(N)] = True
+      both['mask'] = jnp.asarray(mask)
+    if case.honours('bias'):
+      both['bias'] = jnp.asarray(rng.standard_normal((1, H, N, N)), jnp.float32)
+    if both:
+      given.append(both)
+    if case.honours('segments'):
+      parts = np.arange(N)[None] // 5 + [[0], [2]]
+      given.append({'segments': jnp.asarray(parts)})
+    inputs = case.inputs()
+    if not case.mixer:
+      q, k, v = case.inputs(width=N)
+      eye = jnp.broadcast_to(jnp.eye(N)[None, :, None], v.shape)
+      inputs = (q, k, eye if case.kernel.linear_in_values else v)
+    for arrays_ in given:
+      out = np.asarray(case.run(*inputs, **arrays_))
+      expected = case.oracle(inputs, **arrays_)
+      np.testing.assert_allclose(
+        out, expected, atol=case.facts.atol,
+        err_msg=f'{spec} {list(arrays_)}',
+      )  # fmt: skip
+      sums = built.facts.row_sum
+      if sums is not None and not arrays_:
+        np.testing.assert_allclose(out.sum(-1), sums, atol=1e-5, err_msg=spec)
+
+
+def check_limits(built):
+  """What equals what: each stated limit, at its own inputs and parameters."""
+  assert built.facts.limits
+  for limit in built.facts.limits:
+    case = Built(
+      built.name, limit.spec, built.facts, {built.name: type(built.kernel)},
+      grid=limit.grid, prefix=limit.prefix,
+    )  # fmt: skip
+    n = N
+    if limit.grid is not None:
+      n = limit.prefix + limit.grid[0] * limit.grid[1]
+    inputs = tuple(
+      jnp.asarray(x, jnp.float32)
+      for x in limit.inputs(*(np.asarray(x) for x in case.inputs(n)))
+    )
+    variables = limit.variables(case.variables(*inputs))
+    out = jax.jit(case.kernel.apply)(variables, *inputs, **case.extras(n))
+    for b in range(B):
+      one = [wide(x[b]) for x in inputs]
+      if case.mixer:
+        one.append(wide(variables))
+      np.testing.assert_allclose(
+        out[b], limit.equals(*one), atol=limit.atol, err_msg=limit.note
+      )
+
+
+def check_linear(built):
+  """f(q, k, 2v - w) = 2 f(q, k, v) - f(q, k, w), f(q, k, 0) = 0."""
+  if built.mixer or not built.kernel.linear_in_values:
+    return
+  q, k, v = built.inputs()
+  _, _, w = built.inputs(seed=1)
+  np.testing.assert_allclose(
+    built.run(q, k, 2 * v - w),
+    2 * built.run(q, k, v) - built.run(q, k, w),
+    atol=2e-5,
+  )
+  assert not np.any(built.run(q, k, 0 * v))
+
+
+def check_gradients(built):
+  """Finite, reaching every input, and equal to finite differences."""
+  inputs = built.inputs()
+  value = lambda *a: jnp.sum(built.call(*a) ** 2)  # noqa: E731
+  grads = jax.jit(jax.grad(value, tuple(range(len(inputs)))))(*inputs)
+  for gradient in grads:
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 1e-4
+  if not built.facts.discrete:
+    check_grads(
+      built.run, inputs, order=1, modes='rev', atol=3e-2, rtol=3e-2
+    )
+
+
+def check_parameters_have_gradients(built):
+  """Every parameter of the entry matters to its output."""
+  inputs = built.inputs()
+  variables = built.variables(*inputs)
+  if 'params' not in variables:
+    return
+
+  @jax.jit
+  def gradient(params):
+    def value(params):
+      out = built.kernel.apply(
+        {**variables, 'params': params}, *inputs, **built.extras(N)
+      )
+      return jnp.sum(out * jnp.sin(jnp.arange(out.size)).reshape(out.shape))
+
+    return jax.grad(value)(params)
+
+  for path, g in jax.tree.leaves_with_path(gradient(variables['params'])):
+    where = jax.tree_util.keystr(path)
+    assert np.isfinite(g).all(), where
+    # A key's bias shifts every logit of a row alike.
+    assert "['key']['bias']" in where or np.abs(g).max() > 1e-6, where
+
+
+def check_batch(built):
+  """An example does not influence the others."""
+  inputs = built.inputs()
+  out = built.run(*inputs)
+  rng = np.random.default_rng(4)
+  other = built.run(*(
+    x.at[1].add(jnp.asarray(rng.standard_normal(x.shape[1:]), x.dtype))
+    for x in inputs
+  ))
+  np.testing.assert_allclose(out[0], other[0], atol=1e-6)
+  assert np.abs(out[1] - other[1]).max() > 1e-3
+
+
+def check_evaluation_is_deterministic(built):
+  """No random number is drawn outside training."""
+  assert 'random' not in str(jax.make_jaxpr(built.call)(*built.inputs()))
+
+
+def check_training(built):
+  """It runs with train=True; random streams are asked for by name."""
+  inputs = built.inputs()
+  names = ('dropout', 'params', 'gumbel', 'features', 'hash')
+  rngs = {n: jax.random.key(i) for i, n in enumerate(names)}
+  variables = built.variables(*inputs)
+  mutable = [c for c in variables if c != 'params']
+  out = jax.eval_shape(
+    functools.partial(
+      built.kernel.apply, train=True, rngs=rngs, mutable=mutable
+    ),
+    variables, *inputs, **built.extras(N),
+  )[0]  # fmt: skip
+  assert out.shape == built.run(*inputs).shape
+
+
+def check_dropout(built):
+  """In training only, and unbiased, where the entry has dropout of weights."""
+  if 'dropout_rate' not in built.kernel.__dataclass_fields__ or built.mixer:
+    return
+  inputs = built.inputs()
+  variables, extras = built.variables(*inputs), built.extras(N)
+  kernel = built.kernel.clone(dropout_rate=0.3)
+  exact = built.run(*inputs)
+
+  @jax.jit
+  def draws(keys):
+    one = lambda key: kernel.apply(  # noqa: E731
+      variables, *inputs, train=True, rngs=key, **extras,
+      mutable=[c for c in variables if c != 'params'],
+    )[0]  # fmt: skip
+    return jax.vmap(one)(keys)
+
+  found = draws(jax.random.split(jax.random.key(0), 1000))
+  error = found.std(0) / np.sqrt(1000)
+  assert error.max() > 1e-4, 'nothing was dropped'
+  if not built.facts.noisy:
+    assert np.abs((found.mean(0) - exact) / (error + 1e-4)).max() < 6
+  np.testing.assert_array_equal(
+    jax.jit(kernel.apply)(variables, *inputs, **extras), exact
+  )
+
+
+def check_masked_keys(built):
+  """Masked keys have exactly no influence, on gradients too.
+
+  In a mixer a masked token is also a query, whose own row may change.
+  """
+  if not built.honours('key_mask'):
+    return
+  inputs, others = built.inputs(), built.inputs(seed=1)
+  mask = jnp.asarray(MASK)
+  seen = (0,) if built.mixer else (1, 2)
+
+  def swap(i):
+    keep = mask.reshape(*mask.shape, *(1,) * (inputs[i].ndim - 2))
+    return jnp.where(keep, inputs[i], 1e2 * others[i])
+
+  changed = tuple(swap(i) if i in seen else x for i, x in enumerate(inputs))
+  rows = mask if built.mixer else jnp.ones_like(mask)
+
+  @jax.jit
+  def run(*a):
+    def value(*a):
+      out = built.call(*a, key_mask=mask)
+      out = out * rows.reshape(*rows.shape, *(1,) * (out.ndim - 2))
+      return jnp.sum(out**2), out
+
+    grads, out = jax.grad(value, seen, has_aux=True)(*a)
+    return out, grads
+
+  (out, grads), (other, other_grads) = run(*inputs), run(*changed)
+  np.testing.assert_allclose(out, other, atol=1e-6)
+  for a, b in zip(grads, other_grads, strict=True):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not np.any(np.asarray(a)[~MASK])
+    assert np.abs(np.asarray(a)[MASK]).max() > 1e-5
+  difference = np.abs(out - built.run(*inputs))
+  assert difference[MASK if built.mixer else ...].max() > 1e-3
+
+
+def check_padding(built):
+  """Tokens appended behind masked keys change nothing."""
+  if not built.honours('key_mask'):
+    return
+  table = {built.name: type(built.kernel)}
+  case = Built(
+    built.name, built.spec, built.facts, table, grid=None, prefix=0
+  )
+  inputs = case.inputs()
+  variables = case.variables(*inputs)
+  pad = lambda x, value: jnp.pad(  # noqa: E731
+    x, ((0, 0), (0, 3), *((0, 0),) * (x.ndim - 2)), constant_values=value
+  )
+  mask = jnp.broadcast_to((jnp.arange(N + 3) < N)[None], (B, N + 3))
+  extras = {name: pad(x, 7.0) for name, x in case.extras(N).items()}
+  exact = case.run(*inputs)
+  try:
+    out = jax.jit(case.kernel.apply)(
+      variables, *(pad(x, 7.0) for x in inputs), key_mask=mask, **extras
+    )
+  except ValueError as error:  # its parameters are made for one N
+    assert 'number of tokens is fixed' in str(error), error
+    return
+  if not built.facts.depends_on_length:
+    np.testing.assert_allclose(out[:, :N], exact, atol=1e-5)
+
+
+def check_empty_rows(built):
+  """A query without a key gets zeros, and gradients stay finite."""
+  if built.mixer:
+    return
+  for array in ('key_mask', 'mask'):
+    if not built.honours(array):
+      continue
+    if array == 'key_mask':
+      given = jnp.asarray(np.arange(B) > 0)[:, None] & jnp.ones((B, N), bool)
+      empty = np.arange(B)[:, None].repeat(N, 1) == 0
+    else:
+      rows = np.arange(N) != 3
+      given = jnp.asarray(rows[None, None, :, None].repeat(N, 3))
+      empty = ~rows[None].repeat(B, 0)
+
+    @jax.jit
+    def run(q, k, v, given=given, array=array):
+      def value(q, k, v):
+        out = built.call(q, k, v, **{array: given})
+        return jnp.sum((out + 1) ** 2), out
+
+      return jax.grad(value, (0, 1, 2), has_aux=True)(q, k, v)
+
+    grads, out = run(*built.inputs())
+    if not built.facts.null_key:
+      assert not np.any(np.asarray(out)[empty]), array
+    assert np.abs(np.asarray(out)[~empty]).max() > 0
+    for gradient in grads:
+      assert np.isfinite(gradient).all(), array
+
+
+class Layer(nn.Module):
+  """The entry as a layer of x, which is what causality is about."""
+
+  kernel: nn.Module
+
+  @nn.compact
+  def __call__(self, x):
+    """Projects, attends and returns [B N C]."""
+    if isinstance(self.kernel, attention.Mixer):
+      return self.kernel(x)
+    heads = lambda name: nn.DenseGeneral((H, D), name=name)(x)  # noqa: E731
+    extras = {'x': x} if base.honours(self.kernel, 'x') else {}
+    out = self.kernel(heads('query'), heads('key'), heads('value'), **extras)
+    return out.reshape(*x.shape[:2], -1)
+
+
+def check_causality(built):
+  """No output depends on a later input: by Jacobian, and by other futures.
+
+  The Jacobian misses what leaks through sorting, hashing and choosing; other
+  futures do not.
+  """
+  if built.facts.causal is None:
+    assert 'causal' not in built.kernel.__dataclass_fields__
+    return
+  case = Built(
+    built.name, built.facts.causal, built.facts,
+    {built.name: type(built.kernel)},
+  )  # fmt: skip
+  assert base.causal(case.kernel)
+  layer = Layer(case.kernel)
+  rng = np.random.default_rng(5)
+  x = jnp.asarray(rng.standard_normal((1, N, C)), jnp.float32)
+  shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+  variables = jitter(shapes, seed=6)
+  if 'params' in variables and 'kernel' in variables['params']:
+    inner = {c: v['kernel'] for c, v in variables.items() if 'kernel' in v}
+    inner = built.facts.adjust(inner)
+    variables = {
+      c: {**v, 'kernel': inner[c]} if c in inner else v
+      for c, v in variables.items()
+    }
+  run = jax.jit(lambda x: layer.apply(variables, x))
+  jacobian = jax.jit(jax.jacrev(lambda x: layer.apply(variables, x).sum(-1)))
+  moved = np.abs(jacobian(x)[0, :, 0]).max(-1)  # [N N]
+  future = np.triu(np.ones((N, N), bool), 1)
+  assert moved[future].max() == 0, np.argwhere((moved > 0) & future)
+  out = np.asarray(run(x))
+  for t in range(1, N):
+    other = jnp.asarray(rng.standard_normal((1, N, C)), jnp.float32)
+    other = 3 * other.at[:, :t].set(x[:, :t] / 3)
+    np.testing.assert_allclose(
+      np.asarray(run(other))[:, :t], out[:, :t], atol=1e-5, err_msg=f'{t=}'
+    )
+  assert np.abs(run(jnp.roll(x, 1, 1)) - out).max() > 1e-3
+
+
+def check_decoding(built):
+  """Step by step equals all at once, for the causal form."""
+  if built.facts.causal is None or built.mixer:
+    return
+  case = Built(
+    built.name, built.facts.causal, built.facts,
+    {built.name: type(built.kernel)}, grid=None, prefix=0,
+  )  # fmt: skip
+  if case.extras(N):  # a kernel that reads x decodes with its layer
+    return
+  q, k, v = case.inputs()
+  variables = case.variables(q, k, v)
+  state = case.kernel.apply(
+    variables, B, N, H, D, jnp.float32, method='init_state'
+  )
+
+  @jax.jit
+  def steps(state):
+    def one(state, qkv):
+      out, state = case.kernel.apply(
+        variables, state, *(x[:, None] for x in qkv), method='step'
+      )
+      return state, out[:, 0]
+
+    rows = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v))
+    return jnp.moveaxis(jax.lax.scan(one, state, rows)[1], 0, 1)
+
+  np.testing.assert_allclose(steps(state), case.run(q, k, v), atol=2e-5)
+
+
+def check_equivariance(built):
+  """Permuting the tokens permutes the outputs, where declared."""
+  if not built.kernel.equivariant:
+    return
+  case = Built(
+    built.name, built.spec, built.facts, {built.name: type(built.kernel)},
+    grid=None, prefix=0,
+  )  # fmt: skip
+  inputs = case.inputs()
+  order = np.random.default_rng(8).permutation(N)
+  np.testing.assert_allclose(
+    case.run(*(x[:, order] for x in inputs)),
+    case.run(*inputs)[:, order],
+    atol=1e-5,
+  )
+
+
+def check_bfloat16(built):
+  """bfloat16 inputs: logits and normalisation are in float32."""
+  if built.mixer:
+    return
+  inputs = built.inputs(dtype=jnp.bfloat16)
+  out = built.run(*inputs)
+  exact = built.run(*(x.astype(jnp.float32) for x in inputs))
+  scale = np.abs(exact).max()
+  np.testing.assert_allclose(
+    out.astype(jnp.float32), exact, atol=0.03 * float(scale)
+  )
+
+
+def check_refusals(built):
+  """An optional array that is not honoured raises and names who does."""
+  given = {
+    'key_mask': jnp.ones((B, N), bool),
+    'mask': jnp.ones((1, 1, N, N), bool),
+    'bias': jnp.zeros((1, H, N, N)),
+    'segments': jnp.zeros((B, N), int),
+  }
+  if built.mixer:
+    return
+  inputs = built.inputs()
+  variables = built.variables(*inputs)
+  for name, array in given.items():
+    run = lambda *a, name=name, array=array: attention.attend_with(  # noqa: E731
+      built.kernel.clone(parent=None).bind(variables), *a,
+      **{**built.extras(N), name: array},
+    )  # fmt: skip
+    if built.honours(name):
+      assert jax.eval_shape(run, *inputs).shape == inputs[2].shape
+      continue
+    try:
+      jax.eval_shape(run, *inputs)
+    except ValueError as error:
+      assert f'does not honour {name}=; these do: ' in str(error)
+    else:
+      raise AssertionError(f'{name} was ignored')
+
+
+def check_described(built):
+  """It says what the generated table needs."""
+  for name in ('family', 'published', 'cost', 'source', 'sequential'):
+    assert getattr(type(built.kernel), name)
+  assert built.kernel.flops(64, H, D) > 0
+  assert built.kernel.temporary(64, H, D) > 0
+
+
+CHECKS = {
+  name: check
+  for name, check in globals().items()
+  if name.startswith('check_') and name != 'check_grads'
+}
