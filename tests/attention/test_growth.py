@@ -58,7 +58,7 @@ def test_temporaries_stay_below_the_declared_bound(name):
 @pytest.mark.parametrize('name', sorted(ENTRIES))
 def test_the_declared_growth_is_the_cost_that_is_printed(name):
   """A bound that grows as N² belongs to an entry that says N²."""
-  n = np.array(LENGTHS[2:])
+  n = LENGTHS[2:]
   bound = [kernel_at(name, m).temporary(m, H, D) for m in n]
   slope = np.log(bound[1] / bound[0]) / np.log(n[1] / n[0])
   quadratic = 'N²' in ENTRIES[name].cost or 'N·N' in ENTRIES[name].cost

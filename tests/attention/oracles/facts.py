@@ -79,6 +79,7 @@ class Facts:
     noisy: training draws other random numbers than dropout's.
     depends_on_length: block or landmark sizes follow from N, so that padding
       moves their borders; say in the docstring of the kernel that it does.
+    fixed_length: it has weights sized by N and refuses another N.
     null_key: a learned key that every query sees: no row is empty.
     atol: of the oracle comparison in float32; a looser one needs a reason.
   """
@@ -93,5 +94,6 @@ class Facts:
   discrete: bool = False
   noisy: bool = False
   depends_on_length: bool = False
+  fixed_length: bool = False
   null_key: bool = False
   atol: float = 1e-5
