@@ -28,6 +28,8 @@ class Described:
     cross: whether M ≠ N is taken.
     equivariant: whether permuting the tokens permutes the outputs.
     linear_in_values: False where the paper normalises after mixing.
+    mixes_channels: the values' channels mix or weigh differently, so that E
+      must be D and there is no N×M map of the values.
   """
 
   family: ClassVar[str]
@@ -38,6 +40,7 @@ class Described:
   cross: ClassVar[bool] = False
   equivariant: ClassVar[bool] = False
   linear_in_values: ClassVar[bool] = True
+  mixes_channels: ClassVar[bool] = False
 
   def flops(self, n: int, heads: int, width: int) -> float:
     """Declared FLOPs of matrix products and convolutions, one example.
