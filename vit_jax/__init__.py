@@ -25,6 +25,7 @@ _SUBMODULES = (
   'specs',
   'tasks',
   'train',
+  'transport',
   'writers',
 )
 
