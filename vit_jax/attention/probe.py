@@ -27,7 +27,8 @@ def attention_map(
   Args:
     kernel: linear in its values.
     variables: the kernel's.
-    q, k: queries and keys.
+    q: queries.
+    k: keys.
     **arrays: optional arrays of the kernel: key_mask, bias, x, …
 
   Raises:
