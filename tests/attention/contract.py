@@ -615,6 +615,29 @@ def check_refusals(built):
       jax.eval_shape(run, *inputs)
 
 
+def check_grid(built):
+  """A grid that does not make N tokens is refused, or makes no difference."""
+  inputs = built.inputs(N - 1)
+  try:
+    out, _ = jax.eval_shape(
+      functools.partial(built.kernel.init_with_output, jax.random.key(0)),
+      *inputs, **built.extras(N - 1),
+    )  # fmt: skip
+  except ValueError as error:
+    message = str(error)
+  else:
+    table = {built.name: type(built.kernel)}
+    free = Built(
+      built.name, built.spec, built.facts, table, grid=None, prefix=PREFIX
+    )
+    other = Built(built.name, built.spec, built.facts, table)
+    np.testing.assert_allclose(
+      free.run(*inputs), other.run(*inputs), atol=1e-6
+    )
+    return
+  assert f'takes {N} tokens, not {N - 1}' in message, message
+
+
 def check_described(built):
   """It says what the generated table needs."""
   for name in ('family', 'published', 'cost', 'source', 'sequential'):

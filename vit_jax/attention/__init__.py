@@ -13,11 +13,13 @@ import flax.linen as nn
 
 from vit_jax import specs
 from vit_jax.attention.base import Attention, attend_with
+from vit_jax.attention.linear import Linear
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.softmax import Softmax
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
+  'linear': Linear,  # O(N·D²); Katharopoulos et al. 2020
 }
 
 MIXERS: dict[str, type[Mixer]] = {}
@@ -29,21 +31,41 @@ def build(
   grid: tuple[int, int] | None = None,
   prefix: int = 0,
   **fields: Any,
-) -> Attention:
+) -> Attention | Mixer:
   """Builds one attention for q [B N H D], k [B M H D], v [B M H E].
 
+  A name of `MIXERS` builds its whole layer for x [B N C]; give it num_heads.
+
   Args:
-    spec: `'softmax(causal=True)'`; names are the keys of `ATTENTIONS`.
+    spec: `'softmax(causal=True)'`; names are the keys of the two tables.
     grid: (rows, columns) of the patch tokens; None for a sequence.
     prefix: tokens before the grid.
     **fields: further fields of the attention's class.
 
   Raises:
-    ValueError: unknown name or option.
+    ValueError: unknown name or option, or no causal form.
   """
+  for found in specs.parse(spec):
+    _refuse_causal(found)
   return specs.build(
-    spec, ATTENTIONS, 'attention', grid=grid, prefix=prefix, **fields
+    spec, ATTENTIONS | MIXERS, 'attention', grid=grid, prefix=prefix, **fields
   )
+
+
+def _refuse_causal(spec: specs.Spec) -> None:
+  both = ATTENTIONS | MIXERS
+  entry = specs.lookup(both, spec.name, 'attention')
+  if 'causal' not in spec.options or _is_causal(entry):
+    return
+  able = sorted(name for name, entry in both.items() if _is_causal(entry))
+  raise ValueError(
+    f'the attention {spec.name!r} has no causal form; these do: '
+    f'{", ".join(able)}'
+  )
+
+
+def _is_causal(entry: type[nn.Module]) -> bool:
+  return 'causal' in entry.__dataclass_fields__
 
 
 def layer(attention: str | Callable[..., nn.Module]) -> Callable:
@@ -56,6 +78,7 @@ def layer(attention: str | Callable[..., nn.Module]) -> Callable:
     return attention
   (spec,) = specs.parse(attention)
   both = ATTENTIONS | MIXERS
+  _refuse_causal(spec)
   entry = specs.lookup(both, spec.name, 'attention')
   specs.check_options(entry, spec.options, f'the attention {spec.name!r}')
   if spec.name in MIXERS:

@@ -273,8 +273,11 @@ def attend_with(
   says something about the result, so a kernel that would ignore it is refused.
 
   Raises:
-    ValueError: the kernel does not honour an array it was given.
+    ValueError: the kernel does not honour an array it was given, or its grid
+      does not make N tokens.
   """
+  if isinstance(kernel, Attention) and kernel.grid is not None:
+    refuse_other_grid(kernel, q.shape[1])
   given = {}
   for name, value in optional.items():
     if name not in OPTIONAL_ARRAYS:
