@@ -14,12 +14,14 @@ import flax.linen as nn
 from vit_jax import specs
 from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.linear import Linear
+from vit_jax.attention.linformer import Linformer
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.softmax import Softmax
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
   'linear': Linear,  # O(N·D²); Katharopoulos et al. 2020
+  'linformer': Linformer,  # O(N·rank); Wang et al. 2020
 }
 
 MIXERS: dict[str, type[Mixer]] = {}
