@@ -259,3 +259,44 @@ def test_micro_batches_differ_in_dropout_and_pass_variables_on(accumulate):
     for _ in range(2):
       mean = 0.5 * mean + np.arange(8.0)[i::accumulate].mean()
   assert float(state.variables['batch_stats']['mean']) == pytest.approx(mean)
+
+
+class Sowing(nn.Module):
+  """Adds the mean square of its logits to the loss, in training."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    logits = nn.Dense(CLASSES)(x.mean((1, 2)))
+    if train:
+      self.sow('losses', 'square', 0.1 * jnp.mean(logits**2))
+    return logits
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_losses_that_layers_sow_are_added_to_the_tasks(accumulate):
+  model, task = Sowing(), tasks.build('classification', num_classes=CLASSES)
+  batch = {**make_batch(), 'weight': jnp.ones(BATCH)}
+  variables = jax.jit(model.init)(jax.random.key(0), batch['image'])
+  optimizer = sgd()
+
+  def value(params):
+    logits = model.apply({'params': params}, batch['image'])
+    cross = -jax.nn.log_softmax(logits)[jnp.arange(BATCH), batch['label']]
+    return cross.mean() + 0.1 * jnp.mean(logits**2)
+
+  state = states.fresh(variables, optimizer=optimizer)
+  step = jax.jit(
+    functools.partial(
+      train.train_step, model=model, optimizer=optimizer, accumulate=accumulate
+    )
+  )
+  new, found = step(state, task, batch, jax.random.key(0))
+  expected = jax.tree.map(
+    lambda p, g: p - 0.5 * g, state.params, jax.grad(value)(state.params)
+  )
+  for a, b in zip(*map(jax.tree.leaves, (new.params, expected)), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  logits = model.apply(variables, batch['image'])
+  np.testing.assert_allclose(
+    found['auxiliary_loss'].value(), 0.1 * np.mean(logits**2), rtol=1e-5
+  )

@@ -31,6 +31,11 @@ from vit_jax import state as states
 from vit_jax.shapes import Array
 
 
+# Layers sow scalar losses of their own here, already weighted (in training
+# only); the mean over micro-batches is added to the task's loss.
+LOSSES = 'losses'
+
+
 def train_step(
   state: states.TrainState,
   task: Any,
@@ -53,17 +58,23 @@ def train_step(
 
   def loss_fn(params, variables, batch, key):
     model_key, task_key = jax.random.split(key)
-    mutated = dict(variables)
+    mutated, sown = dict(variables), []
 
     def forward(*args, method=None, train):
       out, changed = model.apply(
         {'params': params, **mutated}, *args, train=train, method=method,
-        rngs=model_key, mutable=list(variables),
+        rngs=model_key, mutable=[*variables, LOSSES],
       )  # fmt: skip
+      changed = dict(changed)
+      sown.extend(jax.tree.leaves(changed.pop(LOSSES, ())))
       mutated.update(changed)
       return out
 
     loss, found = task.loss(forward, batch, task_key)
+    if sown:
+      auxiliary = sum(sown) / accumulate
+      found['auxiliary_loss'] = metrics.Mean(auxiliary, 1.0 / accumulate)
+      loss = loss + auxiliary
     return loss, (mutated, found)
 
   grad_fn = jax.grad(loss_fn, has_aux=True)
