@@ -28,9 +28,10 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """A worker runs a whole file, or one entry of the attention contract."""
+  """A worker runs a whole file, or all about one entry of the attentions."""
   for item in items:
-    entry = ''
-    if item.name.startswith('test_contract['):
-      entry = item.callspec.params['built']
-    item.add_marker(pytest.mark.xdist_group(f'{item.path.name}{entry}'))
+    group = item.path.name
+    for name in ('built', 'entry'):
+      if hasattr(item, 'callspec') and name in item.callspec.params:
+        group = f'attention {item.callspec.params[name]}'
+    item.add_marker(pytest.mark.xdist_group(group))

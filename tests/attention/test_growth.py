@@ -37,29 +37,29 @@ def abstract(name, n):
   return kernel, (variables, *inputs), given
 
 
-@pytest.mark.parametrize('name', sorted(ENTRIES))
-def test_counted_flops_are_the_declared(name):
+@pytest.mark.parametrize('entry', sorted(ENTRIES))
+def test_counted_flops_are_the_declared(entry):
   for n in LENGTHS:
-    kernel, args, given = abstract(name, n)
+    kernel, args, given = abstract(entry, n)
     counted = flops.count(kernel.apply, *args, **given)
     declared = kernel.flops(n, H, D)
     assert abs(counted / declared - 1) < 0.15, (n, counted, declared)
 
 
-@pytest.mark.parametrize('name', sorted(ENTRIES))
-def test_temporaries_stay_below_the_declared_bound(name):
+@pytest.mark.parametrize('entry', sorted(ENTRIES))
+def test_temporaries_stay_below_the_declared_bound(entry):
   n = 1024
-  kernel, args, given = abstract(name, n)
+  kernel, args, given = abstract(entry, n)
   compiled = jax.jit(kernel.apply).lower(*args, **given).compile()
   used = compiled.memory_analysis().temp_size_in_bytes
   assert used <= kernel.temporary(n, H, D), (used, kernel.temporary(n, H, D))
 
 
-@pytest.mark.parametrize('name', sorted(ENTRIES))
-def test_the_declared_growth_is_the_cost_that_is_printed(name):
+@pytest.mark.parametrize('entry', sorted(ENTRIES))
+def test_the_declared_growth_is_the_cost_that_is_printed(entry):
   """A bound that grows as N² belongs to an entry that says N²."""
   n = LENGTHS[2:]
-  bound = [kernel_at(name, m).temporary(m, H, D) for m in n]
+  bound = [kernel_at(entry, m).temporary(m, H, D) for m in n]
   slope = np.log(bound[1] / bound[0]) / np.log(n[1] / n[0])
-  quadratic = 'N²' in ENTRIES[name].cost or 'N·N' in ENTRIES[name].cost
+  quadratic = 'N²' in ENTRIES[entry].cost or 'N·N' in ENTRIES[entry].cost
   assert quadratic or slope < 1.75, slope

@@ -1,0 +1,25 @@
+"""The table of docs/attention.md is what the code says."""
+
+import pytest
+
+from docs import attention_table as page
+
+LINES = page.read('table').splitlines()
+
+
+def test_the_table_lists_every_entry_once():
+  names = [line.split('`')[1] for line in LINES[2:]]
+  assert sorted(names) == sorted(page.ENTRIES)
+
+
+@pytest.mark.parametrize('entry', sorted(page.ENTRIES))
+def test_the_table_is_current(entry):
+  (_, _, line) = page.markdown([entry]).splitlines()
+  assert line in LINES
+
+
+def test_other_tables_hold_every_entry():
+  for section in ('digits', 'speed', 'growth'):
+    text = page.read(section)
+    missing = [n for n in page.ENTRIES if f'| `{n}`' not in text]
+    assert not missing, (section, missing)
