@@ -13,15 +13,36 @@ import flax.linen as nn
 
 from vit_jax import specs
 from vit_jax.attention.base import Attention, attend_with
+from vit_jax.attention.chunked import Chunked
+from vit_jax.attention.cosine import Cosine
+from vit_jax.attention.differential import Differential
+from vit_jax.attention.entmax import Entmax
+from vit_jax.attention.heads import ReAttention, TalkingHeads
 from vit_jax.attention.linear import Linear
 from vit_jax.attention.linformer import Linformer
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
+from vit_jax.attention.nystrom import Nystrom
+from vit_jax.attention.performer import Performer
+from vit_jax.attention.pointwise import ReLU, Sigmoid
+from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.softmax import Softmax
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
+  'chunked': Chunked,  # O(N²), memory O(N·size), exact; Rabe and Staats 2021
+  'sigmoid': Sigmoid,  # O(N²); Ramapuram et al. 2024
+  'relu': ReLU,  # O(N²); Wortsman et al. 2023
+  'cosine': Cosine,  # O(N²); Liu et al. 2022
+  'entmax': Entmax,  # O(N² log N); Correia et al. 2019
+  'talking_heads': TalkingHeads,  # O(N²); Shazeer et al. 2020
+  'reattention': ReAttention,  # O(N²); Zhou et al. 2021
+  'differential': Differential,  # O(N²); Ye et al. 2024
   'linear': Linear,  # O(N·D²); Katharopoulos et al. 2020
   'linformer': Linformer,  # O(N·rank); Wang et al. 2020
+  'nystrom': Nystrom,  # O(N·landmarks); Xiong et al. 2021
+  'performer': Performer,  # O(N·features·D); Choromanski et al. 2021
+  'sinkhorn': Sinkhorn,  # O(N·(N/blocks + blocks)); Tay et al. 2020
+  'sortcut': SortCut,  # O(N·keep·N/blocks); Tay et al. 2020
 }
 
 MIXERS: dict[str, type[Mixer]] = {}

@@ -99,11 +99,7 @@ class Attention(Described, nn.Module):
     Raises:
       ValueError: the kernel is not causal.
     """
-    if not causal(self):
-      raise ValueError(
-        f'{type(self).__name__} decodes only with causal=True; kernels with a '
-        f'causal form: {", ".join(able("causal"))}'
-      )
+    refuse_acausal(self)
     empty = jnp.zeros((batch, length, heads, width), dtype)
     return {'step': jnp.zeros((), jnp.int32), 'q': empty, 'k': empty,
             'v': empty}  # fmt: skip
@@ -161,6 +157,19 @@ def able(capability: str) -> list[str]:
 def causal(kernel: nn.Module) -> bool:
   """Whether the kernel is causal as it is built."""
   return bool('causal' in kernel.__dataclass_fields__ and kernel.causal)
+
+
+def refuse_acausal(kernel: nn.Module) -> None:
+  """Raises unless the kernel is causal as it is built.
+
+  Raises:
+    ValueError: naming the kernels that can be.
+  """
+  if not causal(kernel):
+    raise ValueError(
+      f'{type(kernel).__name__} decodes only with causal=True; kernels with a '
+      f'causal form: {", ".join(able("causal"))}'
+    )
 
 
 def refuse_cross(kernel: nn.Module, q: Array, k: Array) -> None:

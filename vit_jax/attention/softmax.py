@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, keep_of, powers_of
+from vit_jax.attention.base import keep_of, powers_of
+from vit_jax.attention.decoding import KeyValueCache
 from vit_jax.shapes import Array, Bool, Float
 
 
-class Softmax(Attention):
+class Softmax(KeyValueCache):
   """softmax(Q Kᵀ / √D + bias) V, O(N·M). Vaswani et al. 2017, eq. 1.
 
   Attributes:

@@ -76,7 +76,8 @@ class Facts:
       too, and to its own step-by-step decoding.
     inputs: changes the contract's (q, k, v) or (x,), e.g. scales them.
     discrete: it sorts, hashes or chooses, so finite differences do not hold.
-    noisy: training draws other random numbers than dropout's.
+    noisy: training differs by more than dropout: it draws other random numbers
+      too, or normalises over the batch.
     depends_on_length: block or landmark sizes follow from N, so that padding
       moves their borders; say in the docstring of the kernel that it does.
     fixed_length: it has weights sized by N and refuses another N.
