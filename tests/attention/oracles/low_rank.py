@@ -35,6 +35,42 @@ def identity_projections(variables):
   }
 
 
+def nystrom_oracle(kernel, variables, q, k, v, *, key_mask=True):
+  """Xiong et al. 2021, eq. 13 to 15, of the tokens that are not masked.
+
+  The masked tokens are cut out: what remains of their rows is the query.
+  """
+  keep = np.broadcast_to(key_mask, len(k))
+  kept_q, kept_k = q[keep], k[keep]
+  values = masked(v, keep)
+  out = np.zeros((*q.shape[:2], v.shape[-1]))
+  if keep.any():
+    segments = np.arange(len(kept_k)) * min(kernel.landmarks, len(kept_k))
+    segments //= len(kept_k)
+    for h in range(q.shape[1]):
+      q_mean, k_mean = (
+        np.stack(
+          [x[segments == s, h].mean(0) for s in range(segments.max() + 1)]
+        )
+        for x in (kept_q, kept_k)
+      )
+      scale = q.shape[-1] ** -0.5
+      a = rows(scale * q_mean @ k_mean.T)
+      eye = np.eye(len(a))
+      z = a.T / np.linalg.norm(a, 1) / np.linalg.norm(a, np.inf)
+      for _ in range(kernel.iterations):
+        z = z @ (13 * eye - a @ z @ (15 * eye - a @ z @ (7 * eye - a @ z))) / 4
+      f = rows(scale * q[:, h] @ k_mean.T)
+      b = rows(scale * q_mean @ kept_k[:, h].T)
+      out[:, h] = f @ z @ b @ v[keep, h]
+  if kernel.conv:
+    filters, half = variables['params']['conv'], kernel.conv // 2
+    for n in range(len(v)):
+      for m in range(max(0, n - half), min(len(v), n + half + 1)):
+        out[n] += filters[m - n + half][:, None] * values[m]
+  return out
+
+
 FACTS = {
   'linformer': Facts(
     linformer_oracle,
@@ -49,6 +85,23 @@ FACTS = {
       Limit(
         'linformer(rank=13)', 'E = F = I is softmax',
         variables=identity_projections, equals=softmax,
+      ),
+    ),
+  ),
+  'nystrom': Facts(
+    nystrom_oracle,
+    cases=(
+      'nystrom(landmarks=4, conv=3)',
+      'nystrom(landmarks=13, conv=0, iterations=3)',
+      'nystrom',
+    ),
+    row_sum=None,  # the convolution adds its filter's sum
+    limits=(
+      Limit(
+        'nystrom(landmarks=13, conv=0, iterations=20)',
+        'N landmarks and a converged inverse are softmax',
+        # Keys near their queries: a well-conditioned map in float32.
+        inputs=lambda q, k, v: (q, 2 * q + 0.1 * k, v),
       ),
     ),
   ),
