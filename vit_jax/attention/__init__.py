@@ -20,12 +20,27 @@ from vit_jax.attention.entmax import Entmax
 from vit_jax.attention.heads import ReAttention, TalkingHeads
 from vit_jax.attention.linear import Linear
 from vit_jax.attention.linformer import Linformer
+from vit_jax.attention.local import (
+  Dilated,
+  Image1D,
+  Image2D,
+  Neighborhood,
+  Sliding,
+  Window,
+)
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.nystrom import Nystrom
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
+from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.softmax import Softmax
+from vit_jax.attention.synthesizer import (
+  DenseSynthesizer,
+  FactorizedDense,
+  FactorizedRandom,
+  RandomSynthesizer,
+)
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
@@ -43,9 +58,21 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'performer': Performer,  # O(N·features·D); Choromanski et al. 2021
   'sinkhorn': Sinkhorn,  # O(N·(N/blocks + blocks)); Tay et al. 2020
   'sortcut': SortCut,  # O(N·keep·N/blocks); Tay et al. 2020
+  'synthesizer_random': RandomSynthesizer,  # O(N²); Tay et al. 2021
+  'synthesizer_factorized_random': FactorizedRandom,  # O(N²); Tay et al. 2021
+  'window': Window,  # O(N·size²); Liu et al. 2021
+  'sliding': Sliding,  # O(N·size²); Ramachandran et al. 2019
+  'neighborhood': Neighborhood,  # O(N·size²); Hassani et al. 2023
+  'dilated': Dilated,  # O(N·size²); Beltagy et al. 2020
+  'image1d': Image1D,  # O(N·(size + memory)); Parmar et al. 2018
+  'image2d': Image2D,  # O(N·(size + memory)²); Parmar et al. 2018
 }
 
-MIXERS: dict[str, type[Mixer]] = {}
+MIXERS: dict[str, type[Mixer]] = {
+  'reformer': Reformer,  # O(rounds·N·chunk); Kitaev et al. 2020
+  'synthesizer_dense': DenseSynthesizer,  # O(N²); Tay et al. 2021
+  'synthesizer_factorized_dense': FactorizedDense,  # O(N²); Tay et al. 2021
+}
 
 
 def build(

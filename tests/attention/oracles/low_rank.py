@@ -71,6 +71,87 @@ def nystrom_oracle(kernel, variables, q, k, v, *, key_mask=True):
   return out
 
 
+def kept(kernel, n, key_mask, mask):
+  """Which pairs attend, [H N N]."""
+  keep = np.broadcast_to(np.asarray(key_mask) & mask, (1, n, n))
+  return keep & np.tri(n, dtype=bool) if kernel.causal else keep
+
+
+def random_synthesizer_oracle(
+  kernel, variables, q, k, v, *, key_mask=True, mask=True
+):
+  """Tay et al. 2021, sections 3.1.3, 3.1.4 and 3.2."""
+  params = variables['params']
+  if 'logits' in params:
+    logits = params['logits']
+  else:
+    logits = np.stack(
+      [a @ b.T for a, b in zip(params['first'], params['second'], strict=True)]
+    )
+  if kernel.mixture:
+    alpha = 1 / (1 + np.exp(-params['mixture'].item()))
+    dots = np.einsum('nhd,mhd->hnm', q, k) / np.sqrt(q.shape[-1])
+    logits = alpha * logits + (1 - alpha) * dots
+  weights = rows(logits, kept(kernel, len(q), key_mask, mask))
+  return np.einsum('hnm,mhe->nhe', weights, v)
+
+
+def dense(params, name, x):
+  """A projection of tokens [N C] to heads [N H D]."""
+  return np.tensordot(x, params[name]['kernel'], 1) + params[name]['bias']
+
+
+def dense_out(params, y):
+  """The projection of heads [N H D] to [N C]."""
+  return np.tensordot(y, params['out']['kernel'], 2) + params['out']['bias']
+
+
+def dense_synthesizer_oracle(kernel, variables, x, *, key_mask=True, mask=True):
+  """Tay et al. 2021, sections 3.1.1 and 3.1.2, entry by entry."""
+  params = variables['params']
+  n = len(x)
+  hidden = np.maximum(dense(params, 'query', x), 0)
+
+  def predict(name, i, h):
+    return hidden[i, h] @ params[f'{name}_kernel'][h] + (
+      params[f'{name}_bias'][h, 0]
+    )
+
+  logits = np.zeros((hidden.shape[1], n, n))
+  for h, i in np.ndindex(*logits.shape[:2]):
+    if 'logits_kernel' in params:
+      logits[h, i] = predict('logits', i, h)
+      continue
+    a, b = predict('first', i, h), predict('second', i, h)
+    for j in range(n):
+      logits[h, i, j] = a[j % len(a)] * b[j // len(a)]
+  weights = rows(logits, kept(kernel, n, key_mask, mask))
+  values = dense(params, 'value', x)
+  return dense_out(params, np.einsum('hnm,mhd->nhd', weights, values))
+
+
+def zeros_of(*names):
+  """Sets the named parameters to zero."""
+
+  def change(variables):
+    found = dict(variables['params'])
+    for name in names:
+      found[name] = 0 * found[name]
+    return {'params': found}
+
+  return change
+
+
+def mean_of_values(q, k, v):
+  return np.broadcast_to(v.mean(0), v.shape)
+
+
+def mean_layer(x, variables):
+  """The layer whose every weight is 1 / N."""
+  values = dense(variables['params'], 'value', x).mean(0)
+  return dense_out(variables['params'], np.stack([values] * len(x)))
+
+
 FACTS = {
   'linformer': Facts(
     linformer_oracle,
@@ -102,6 +183,69 @@ FACTS = {
         'N landmarks and a converged inverse are softmax',
         # Keys near their queries: a well-conditioned map in float32.
         inputs=lambda q, k, v: (q, 2 * q + 0.1 * k, v),
+      ),
+    ),
+  ),
+  'synthesizer_random': Facts(
+    random_synthesizer_oracle,
+    # The mixture first: without it no gradient reaches queries and keys.
+    cases=('synthesizer_random(mixture=True)', 'synthesizer_random'),
+    causal='synthesizer_random(mixture=True, causal=True)',
+    fixed_length=True,  # R is [N N]
+    limits=(
+      Limit(
+        'synthesizer_random', 'R = 0 is the mean of the values',
+        variables=zeros_of('logits'), equals=mean_of_values,
+      ),
+      Limit(
+        'synthesizer_random(mixture=True)', 'α = 0 is softmax',
+        variables=lambda v: {
+          'params': {**v['params'], 'mixture': np.full((1, 1, 1, 1), -1e3)}
+        },
+      ),
+    ),
+  ),
+  'synthesizer_factorized_random': Facts(
+    random_synthesizer_oracle,
+    cases=(
+      'synthesizer_factorized_random(rank=3, mixture=True)',
+      'synthesizer_factorized_random',
+    ),
+    causal='synthesizer_factorized_random(mixture=True, causal=True)',
+    fixed_length=True,  # R₁ and R₂ are [N rank]
+    limits=(
+      Limit(
+        'synthesizer_factorized_random', 'R₁ = 0 is the mean of the values',
+        variables=zeros_of('first'), equals=mean_of_values,
+      ),
+    ),
+  ),
+  'synthesizer_dense': Facts(
+    dense_synthesizer_oracle,
+    cases=('synthesizer_dense',),
+    causal='synthesizer_dense(causal=True)',
+    row_sum=None,
+    fixed_length=True,  # W₂ predicts N logits
+    limits=(
+      Limit(
+        'synthesizer_dense', 'W₂ = 0 is the mean of the values',
+        variables=zeros_of('logits_kernel', 'logits_bias'), equals=mean_layer,
+      ),
+    ),
+  ),
+  'synthesizer_factorized_dense': Facts(
+    dense_synthesizer_oracle,
+    cases=(
+      'synthesizer_factorized_dense(factor=3)',
+      'synthesizer_factorized_dense',
+    ),
+    causal='synthesizer_factorized_dense(causal=True)',
+    row_sum=None,
+    fixed_length=True,  # A and B follow from N
+    limits=(
+      Limit(
+        'synthesizer_factorized_dense', 'W₃ = 0 is the mean of the values',
+        variables=zeros_of('second_kernel', 'second_bias'), equals=mean_layer,
       ),
     ),
   ),
