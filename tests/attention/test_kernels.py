@@ -12,6 +12,7 @@ from vit_jax import attention
 # Entries with a causal form, and a spec of it that takes several chunks.
 CAUSAL = {
   'linear': 'linear(causal=True, chunk={chunk})',
+  'performer': 'performer(features=24, causal=True, chunk={chunk})',
 }
 
 

@@ -12,13 +12,18 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax import specs
+from vit_jax.attention import positions
+from vit_jax.attention.adaptive_span import AdaptiveSpan
 from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.chunked import Chunked
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
 from vit_jax.attention.entmax import Entmax
+from vit_jax.attention.gated import Gated
+from vit_jax.attention.gpsa import GPSA
 from vit_jax.attention.heads import ReAttention, TalkingHeads
 from vit_jax.attention.linear import Linear
+from vit_jax.attention.linen import adapt
 from vit_jax.attention.linformer import Linformer
 from vit_jax.attention.local import (
   Dilated,
@@ -34,6 +39,7 @@ from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
 from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
+from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax
 from vit_jax.attention.synthesizer import (
   DenseSynthesizer,
@@ -52,6 +58,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'talking_heads': TalkingHeads,  # O(N²); Shazeer et al. 2020
   'reattention': ReAttention,  # O(N²); Zhou et al. 2021
   'differential': Differential,  # O(N²); Ye et al. 2024
+  'gpsa': GPSA,  # O(N²); d'Ascoli et al. 2021
+  'adaptive_span': AdaptiveSpan,  # O(N²); Sukhbaatar et al. 2019
+  'gated': Gated,  # O(N²); Qiu et al. 2025
   'linear': Linear,  # O(N·D²); Katharopoulos et al. 2020
   'linformer': Linformer,  # O(N·rank); Wang et al. 2020
   'nystrom': Nystrom,  # O(N·landmarks); Xiong et al. 2021
@@ -72,6 +81,7 @@ MIXERS: dict[str, type[Mixer]] = {
   'reformer': Reformer,  # O(rounds·N·chunk); Kitaev et al. 2020
   'synthesizer_dense': DenseSynthesizer,  # O(N²); Tay et al. 2021
   'synthesizer_factorized_dense': FactorizedDense,  # O(N²); Tay et al. 2021
+  'soft': Soft,  # O(N·landmarks); Lu et al. 2021
 }
 
 
@@ -159,7 +169,75 @@ def layers(
   return list(itertools.islice(itertools.cycle(built), count))
 
 
+def positioned(
+  layer: Callable[..., nn.Module], position: str
+) -> Callable[..., nn.Module]:
+  """The layer class with positions inside its attention.
+
+  Args:
+    layer: builds a layer; see `layer`.
+    position: specs of `positions.POSITIONS`; '' changes nothing.
+
+  Raises:
+    ValueError: unknown spec, or a layer without a place for it.
+  """
+  place = positions.layer(position)
+  if place is None:
+    return layer
+  if 'position' not in specs.accepted(layer):
+    name = getattr(layer, 'func', layer).__name__
+    raise ValueError(
+      f'{name} is a whole layer without queries and keys that position='
+      f'{position!r} could act on; these have: {", ".join(sorted(ATTENTIONS))}'
+    )
+  return functools.partial(layer, position=place)
+
+
+def as_attention_fn(
+  spec: str,
+  *,
+  grid: tuple[int, int] | None = None,
+  prefix: int = 0,
+  position: str = '',
+  train: bool | None = None,
+) -> Callable:
+  """The attention as `attention_fn` of flax.linen's own attention layer.
+
+  `nn.MultiHeadDotProductAttention(8, attention_fn=as_attention_fn('linear'))`;
+  the kernel's parameters are under `attend` of that layer, those of a position
+  under `position`. What the kernel cannot honour (a bias, a full mask, dropout,
+  a precision) is a ValueError when the layer is called.
+
+  Args:
+    spec: one of `ATTENTIONS`.
+    grid: (rows, columns) of the patch tokens; None for a sequence.
+    prefix: tokens before the grid.
+    position: positions inside the attention, as in `positioned`.
+    train: the kernel's mode. By default what linen says, and linen says
+      deterministic whenever its own dropout_rate is 0: set it to True in
+      training for kernels with state or noise of their own.
+
+  Raises:
+    ValueError: unknown name or option, a mixer, or a kernel that reads what
+      linen does not pass.
+  """
+  for found in specs.parse(spec):
+    if found.name in MIXERS:
+      raise ValueError(
+        f'{found.name!r} is a whole layer x → x with its own projections, '
+        'and an attention_fn gets queries, keys and values; use '
+        f'vit_jax.attention.build({spec!r}, num_heads=…) instead of the layer'
+      )
+  build(spec)  # raises on a wrong spec
+  (found,) = specs.parse(spec)
+  entry = functools.partial(
+    ATTENTIONS[found.name], grid=grid, prefix=prefix, **found.options
+  )
+  return adapt(entry, positions.layer(position), train)
+
+
 __all__ = [
   'ATTENTIONS', 'MIXERS', 'Attention', 'Mixer', 'MultiHeadDotProductAttention',
-  'Softmax', 'attend_with', 'build', 'layer', 'layers',
+  'Softmax', 'as_attention_fn', 'attend_with', 'build', 'layer', 'layers',
+  'positioned', 'positions',
 ]  # fmt: skip

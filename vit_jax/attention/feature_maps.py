@@ -188,7 +188,7 @@ class FeatureAttention(Attention):
     self, n: int, heads: int, features: int, width: int
   ) -> float:
     """Features and values, and what a chunk takes, for `temporary`."""
-    found = 3.0 * n * (features + width) + 2 * features * width
+    found = 4.0 * n * (features + width) + 2 * features * width
     if self.causal:
       chunk = min(self.chunk, n)
       found += n * (features + width) + 4 * chunk * chunk

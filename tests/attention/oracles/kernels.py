@@ -35,6 +35,24 @@ def linear(kernel, variables, q, k, v, *, key_mask=True):
   return dense(kernel, elu(q) + 1, elu(k) + 1, v, key_mask)
 
 
+def performer(kernel, variables, q, k, v, *, key_mask=True):
+  """Choromanski et al. 2021, lemma 1 and section 2.2, with the W given."""
+  w = variables['attention_state']['features']
+
+  def phi(x):
+    out = np.zeros((*x.shape[:2], len(w)))
+    for n, h in np.ndindex(*x.shape[:2]):
+      scaled = x[n, h] / x.shape[-1] ** 0.25
+      out[n, h] = (
+        np.maximum(w @ scaled, 0) + kernel.epsilon
+        if kernel.kernel == 'relu'
+        else np.exp(w @ scaled - scaled @ scaled / 2)
+      )
+    return out / np.sqrt(len(w))
+
+  return dense(kernel, phi(q), phi(k), v, key_mask)
+
+
 def equal_keys(q, k, v):
   """Every key is the first key."""
   return q, np.broadcast_to(k[:, :1], k.shape), v
@@ -59,5 +77,15 @@ FACTS = {
     cases=('linear', 'linear(causal=True)'),
     causal='linear(causal=True, chunk=4)',
     limits=(mean_limit('linear'),),
+  ),
+  'performer': Facts(
+    performer,
+    cases=(
+      'performer(features=24)',
+      "performer(features=6, kernel='relu')",
+      "performer(features=6, kernel='relu', causal=True, chunk=4)",
+    ),
+    causal='performer(features=24, causal=True, chunk=4)',
+    limits=(mean_limit('performer(features=8)'),),
   ),
 }
