@@ -98,17 +98,18 @@ class Built:
     return {'x': self.x(n)} if takes else {}
 
   def variables(self, *inputs):
-    """Jittered; the same at each N unless shapes depend on it."""
+    """Jittered; the same at each N and E unless shapes depend on them."""
     n = inputs[0].shape[1]
-    if n not in self._variables:
+    key = n, inputs[-1].shape[-1]
+    if key not in self._variables:
       like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
       with jax.ensure_compile_time_eval():  # `call` may be traced
         shapes = jax.eval_shape(
           functools.partial(self.kernel.init, jax.random.key(0)),
           *like, **self.extras(n),
         )  # fmt: skip
-        self._variables[n] = jitter(shapes, self.facts.adjust)
-    return self._variables[n]
+        self._variables[key] = jitter(shapes, self.facts.adjust)
+    return self._variables[key]
 
   def call(self, *inputs, **optional):
     """The entry's output, with its jittered variables."""

@@ -16,8 +16,10 @@ from vit_jax.attention import positions
 from vit_jax.attention.adaptive_span import AdaptiveSpan
 from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.chunked import Chunked
+from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
+from vit_jax.attention.efficient import Efficient
 from vit_jax.attention.entmax import Entmax
 from vit_jax.attention.gated import Gated
 from vit_jax.attention.gpsa import GPSA
@@ -37,6 +39,7 @@ from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.nystrom import Nystrom
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
+from vit_jax.attention.random_features import RandomFeatures
 from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
@@ -75,6 +78,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'dilated': Dilated,  # O(N·size²); Beltagy et al. 2020
   'image1d': Image1D,  # O(N·(size + memory)); Parmar et al. 2018
   'image2d': Image2D,  # O(N·(size + memory)²); Parmar et al. 2018
+  'random_features': RandomFeatures,  # O(N·features·D); Peng et al. 2021
+  'cosformer': CosFormer,  # O(N·D²); Qin et al. 2022
+  'efficient': Efficient,  # O(N·D²); Shen et al. 2021
 }
 
 MIXERS: dict[str, type[Mixer]] = {

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.attention.base import Attention, refuse_cross, softmax_of
-from vit_jax.shapes import Array, Bool, Float
+from vit_jax.shapes import Array, Bool, Float, Int
 
 
 class Nystrom(Attention):
@@ -113,23 +113,33 @@ class Nystrom(Attention):
 
 
 def segment_means(
-  x: Float[Array, 'B ... N D'], count: int, key_mask: Bool[Array, 'B N'] | None
+  x: Float[Array, 'B ... N D'],
+  count: int,
+  key_mask: Bool[Array, 'B N'] | None,
+  segment: Int[Array, '1 N'] | None = None,
 ) -> tuple[Float[Array, 'B ... m D'], Bool[Array, 'B m'] | None]:
-  """Means of `count` ≤ N segments of the tokens that are not masked, float32.
+  """Means of `count` segments of the tokens that are not masked, float32.
+
+  Args:
+    x: the tokens.
+    count: number of segments, at most N.
+    key_mask: tokens that are not masked.
+    segment: of every token; by default segments follow each other and divide
+      the tokens that are not masked as evenly as can be.
 
   Returns:
-    The means, and which segments have a token (None without a mask): fewer
-    tokens than segments leave some empty, whose means are zeros.
+    The means, and which segments have a token (None without a mask): those
+    without have zeros.
   """
   length = x.shape[-2]
   x = x.astype(jnp.float32)
-  if key_mask is None and length % count == 0:
+  if segment is None and key_mask is None and length % count == 0:
     parts = x.reshape(*x.shape[:-2], count, length // count, x.shape[-1])
     return parts.mean(axis=-2), None
   keep = jnp.ones((1, length), bool) if key_mask is None else key_mask
-  total = keep.sum(axis=1, keepdims=True)
-  place = jnp.cumsum(keep, axis=1) - 1
-  segment = place * count // jnp.maximum(total, 1)
+  if segment is None:
+    total = keep.sum(axis=1, keepdims=True)
+    segment = (jnp.cumsum(keep, axis=1) - 1) * count // jnp.maximum(total, 1)
   member = segment[:, None] == jnp.arange(count)[None, :, None]
   member &= keep[:, None]
   sizes = member.sum(axis=-1)

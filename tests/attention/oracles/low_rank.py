@@ -152,6 +152,57 @@ def mean_layer(x, variables):
   return dense_out(variables['params'], np.stack([values] * len(x)))
 
 
+def gaussian(a, b):
+  """exp(-‖a - b‖² / 2√D) of every pair."""
+  return np.exp(
+    -((a[:, None] - b[None]) ** 2).sum(-1) / 2 / np.sqrt(a.shape[-1])
+  )
+
+
+def soft_oracle(kernel, variables, x, *, key_mask=True):
+  """Lu et al. 2021, eq. 8 and 10, of the tokens that are not masked."""
+  params = variables['params']
+  q, v = dense(params, 'query', x), dense(params, 'value', x)
+  keep = np.broadcast_to(key_mask, len(x))
+  if kernel.grid is None:
+    segment = np.zeros(len(x), int)
+    count = min(kernel.landmarks, keep.sum())
+    segment[keep] = np.arange(keep.sum()) * count // keep.sum()
+    segments = [segment == s for s in range(count)]
+  else:
+    segments = [np.arange(len(x)) == i for i in range(kernel.prefix)]
+    side = int(np.sqrt(kernel.landmarks))
+    parts = [
+      [np.arange(size) * min(side, size) // size == p for p in range(side)]
+      for size in kernel.grid
+    ]
+    for row in parts[0]:
+      for column in parts[1]:
+        cell = np.concatenate(
+          [np.zeros(kernel.prefix, bool), np.outer(row, column).ravel()]
+        )
+        segments.append(cell)
+  segments = [s & keep for s in segments if (s & keep).any()]
+  y = np.zeros_like(q)
+  for h in range(q.shape[1]):
+    landmarks = np.stack([q[s, h].mean(0) for s in segments])
+    a = gaussian(landmarks, landmarks)
+    z = a / np.linalg.norm(a, 1) ** 2
+    for _ in range(kernel.iterations):
+      z = 2 * z - z @ a @ z
+    c = gaussian(q[:, h], landmarks)
+    y[:, h] = c @ z @ c[keep].T @ v[keep, h]
+  return dense_out(params, y)
+
+
+def gaussian_layer(x, variables):
+  """The layer with the whole Gaussian kernel."""
+  params = variables['params']
+  q, v = dense(params, 'query', x), dense(params, 'value', x)
+  heads = [gaussian(q[:, h], q[:, h]) @ v[:, h] for h in range(q.shape[1])]
+  return dense_out(params, np.stack(heads, 1))
+
+
 FACTS = {
   'linformer': Facts(
     linformer_oracle,
@@ -246,6 +297,21 @@ FACTS = {
       Limit(
         'synthesizer_factorized_dense', 'W₃ = 0 is the mean of the values',
         variables=zeros_of('second_kernel', 'second_bias'), equals=mean_layer,
+      ),
+    ),
+  ),
+  'soft': Facts(
+    soft_oracle,
+    cases=('soft(landmarks=4)', 'soft(landmarks=9, iterations=5)'),
+    row_sum=None,
+    # Landmarks far apart: finite differences of an inverse in float32 need a
+    # well-conditioned matrix.
+    inputs=lambda x: (2 * x,),
+    limits=(
+      Limit(
+        'soft(landmarks=13, iterations=30)',
+        'N landmarks and a converged inverse are the Gaussian kernel',
+        equals=gaussian_layer, grid=None, prefix=0,
       ),
     ),
   ),
