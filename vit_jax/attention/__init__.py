@@ -35,12 +35,16 @@ from vit_jax.attention.local import (
   Sliding,
   Window,
 )
+from vit_jax.attention.luna import Luna
+from vit_jax.attention.memory_compressed import MemoryCompressed
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.nystrom import Nystrom
+from vit_jax.attention.perceiver import Perceiver
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
 from vit_jax.attention.random_features import RandomFeatures
 from vit_jax.attention.reformer import Reformer
+from vit_jax.attention.set_transformer import InducedSetAttention
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax
@@ -81,6 +85,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'random_features': RandomFeatures,  # O(N·features·D); Peng et al. 2021
   'cosformer': CosFormer,  # O(N·D²); Qin et al. 2022
   'efficient': Efficient,  # O(N·D²); Shen et al. 2021
+  'memory_compressed': MemoryCompressed,  # O(N²/stride); Liu et al. 2018
+  'perceiver': Perceiver,  # O(N·latents); Jaegle et al. 2021
+  'luna': Luna,  # O(N·length); Ma et al. 2021
 }
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -88,6 +95,7 @@ MIXERS: dict[str, type[Mixer]] = {
   'synthesizer_dense': DenseSynthesizer,  # O(N²); Tay et al. 2021
   'synthesizer_factorized_dense': FactorizedDense,  # O(N²); Tay et al. 2021
   'soft': Soft,  # O(N·landmarks); Lu et al. 2021
+  'isab': InducedSetAttention,  # O(N·inducing); Lee et al. 2019
 }
 
 

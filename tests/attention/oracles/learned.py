@@ -1,0 +1,95 @@
+"""Attentions whose pattern follows from the content: hashes and clusters."""
+
+import numpy as np
+
+from attention.oracles.facts import Facts, Limit, rows
+
+
+def dense(x, parameters):
+  """A projection [N C] → [N H D]."""
+  return np.einsum('nc,chd->nhd', x, parameters['kernel']) + parameters['bias']
+
+
+def out(y, parameters):
+  """The output projection [N H D] → [N C]."""
+  return np.einsum('nhd,hdc->nc', y, parameters['kernel']) + parameters['bias']
+
+
+def shared_qk(variables, x, keep):
+  """Softmax of q_i·q_j/‖q_j‖/√D over keep [H N N]; self if nothing else."""
+  params = variables['params']
+  q, v = dense(x, params['query']), dense(x, params['value'])
+  k = q / np.linalg.norm(q, axis=-1, keepdims=True)
+  logits = np.einsum('nhd,mhd->hnm', q, k) / np.sqrt(q.shape[-1])
+  keep = np.broadcast_to(keep, logits.shape).copy()
+  for h, i in np.ndindex(keep.shape[:2]):
+    if keep[h, i].sum() > 1:  # exp(-1e5) is 0 even in float64
+      keep[h, i, i] = False
+  return out(np.einsum('hnm,mhe->nhe', rows(logits, keep), v), params['out'])
+
+
+def reformer_oracle(kernel, variables, x, *, key_mask=None):
+  """Kitaev et al. 2020, eq. 9 and appendix A; in loops, over the union."""
+  n = len(x)
+  key_mask = np.ones(n, bool) if key_mask is None else key_mask
+  q = dense(x, variables['params']['query'])
+  factors = kernel.buckets
+  if isinstance(factors, int):
+    factors = (factors,)
+  factors = tuple(b for b in factors if b > 1)
+  heads, width = q.shape[1:]
+  rotations = np.random.default_rng(kernel.seed).standard_normal(
+    (kernel.rounds, heads, width, sum(factors) // 2)
+  )
+  keep = np.zeros((heads, n, n), bool)
+  for r in range(kernel.rounds):
+    for h in range(heads):
+      buckets = []
+      for i in range(n):
+        found, begin = (), 0
+        for b in factors:
+          e = q[i, h] @ rotations[r, h, :, begin : begin + b // 2]
+          found += (int(np.argmax(np.concatenate([e, -e]))),)
+          begin += b // 2
+        buckets.append(found)
+      order = sorted(
+        range(n), key=lambda i, b=buckets: (not key_mask[i], b[i], i)
+      )
+      chunk = {i: s // kernel.chunk for s, i in enumerate(order)}
+      for i, j in np.ndindex(n, n):
+        if buckets[i] != buckets[j] or not (key_mask[i] and key_mask[j]):
+          continue
+        if kernel.causal:  # it and the last `chunk` tokens of its bucket
+          between = [t for t in range(j, i) if buckets[t] == buckets[i]
+                     and key_mask[t]]  # fmt: skip
+          keep[h, i, j] |= j <= i and len(between) <= kernel.chunk
+        else:
+          keep[h, i, j] |= chunk[i] - chunk[j] in (0, 1)
+  return shared_qk(variables, x, keep)
+
+
+def all_others(x, variables):
+  """Shared-QK full attention, normalised and self-demoted."""
+  return shared_qk(variables, x, np.ones((1, len(x), len(x)), bool))
+
+
+FACTS = {
+  'reformer': Facts(
+    reformer_oracle,
+    cases=(
+      'reformer(buckets=4, chunk=3, rounds=2)',
+      'reformer(buckets=(2, 4), chunk=2, rounds=3, seed=1)',
+    ),
+    causal='reformer(buckets=2, chunk=2, rounds=2, causal=True)',
+    limits=(
+      Limit(
+        'reformer(buckets=1, chunk=13)',
+        'one bucket in one chunk: shared-QK, normalised, self-demoted softmax',
+        equals=all_others,
+      ),
+    ),
+    row_sum=None,
+    discrete=True,  # hashes and sorts
+    noisy=True,  # training draws new rotations
+  ),
+}
