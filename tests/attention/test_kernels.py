@@ -7,12 +7,15 @@ import pytest
 
 from attention import contract
 from attention.contract import B, D, H, N, arrays
+from attention.oracles.facts import softmax
 from vit_jax import attention
 
 # Entries with a causal form, and a spec of it that takes several chunks.
 CAUSAL = {
   'linear': 'linear(causal=True, chunk={chunk})',
   'performer': 'performer(features=24, causal=True, chunk={chunk})',
+  'random_features': 'random_features(features=24, causal=True, chunk={chunk})',
+  'cosformer': 'cosformer(causal=True, chunk={chunk})',
 }
 
 
@@ -113,3 +116,102 @@ def test_linear_is_its_own_recurrence_over_tokens():
     expected[i] = phi(q[i]) @ s / (phi(q[i]) @ z)
   out = case_of(CAUSAL['linear'].format(chunk=4)).run(*arrays())
   np.testing.assert_allclose(out[0, :, 0], expected, atol=1e-5)
+
+
+def test_random_features_converge_to_softmax_of_unit_vectors():
+  """exp(-‖σ(q̂ - k̂)‖²/2) is exp(σ² q̂·k̂) up to what the rows cancel."""
+  q, k, v = arrays()
+  kernel = attention.build('random_features(features=8192)')
+  out, variables = kernel.init_with_output(jax.random.key(0), q, k, v)
+  assert not np.any(variables['params']['sigma'] - 1)
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+  exact = softmax(
+    unit(np.asarray(q[0])) * D**0.5, unit(np.asarray(k[0])), np.asarray(v[0])
+  )
+  np.testing.assert_allclose(out[0], exact, atol=0.02)
+
+
+def test_random_features_that_cancel_do_not_explode():
+  q, k, v = arrays()
+  case = case_of('random_features(features=1, causal=True, chunk=4)')
+  variables = jax.tree.map(lambda x: 5 * x, case.variables(q, k, v))
+  out = case.kernel.apply(variables, q, k, v)
+  bound = N * np.abs(v).max() / case.kernel.epsilon
+  assert np.abs(out).max() <= bound
+
+
+def test_cosformer_depends_on_distances_of_the_given_positions():
+  q, k, v = case_of('cosformer').inputs()
+  case = case_of('cosformer(length=40)')
+  order = np.random.default_rng(0).permutation(N)
+  places = jnp.broadcast_to(jnp.arange(N)[None], (B, N))
+  whole = case.run(q, k, v)
+  for positions in (places, places + 20):
+    np.testing.assert_allclose(
+      case.run(q, k, v, positions=positions), whole, atol=1e-5
+    )
+  mixed = case.run(
+    *(x[:, order] for x in (q, k, v)), positions=places[:, order]
+  )
+  np.testing.assert_allclose(mixed, whole[:, order], atol=1e-5)
+  sparse = case.run(q, k, v, positions=3 * places)
+  assert np.abs(sparse - whole).max() > 1e-3
+  np.testing.assert_allclose(
+    sparse, case.oracle((q, k, v), positions=3 * places), atol=1e-5
+  )
+
+
+def test_cosformer_names_what_its_length_forbids():
+  q, k, v = arrays()
+  with pytest.raises(ValueError, match='length=12 takes at most .* not 13'):
+    case_of('cosformer(length=12)').call(q, k, v)
+  places = jnp.zeros((B, N), int)
+  with pytest.raises(ValueError, match='positions with length='):
+    case_of('cosformer').call(q, k, v, positions=places)
+
+
+def test_cosformer_without_a_common_channel_is_zero_with_finite_gradients():
+  q, k, v = arrays()
+  positive = jnp.arange(D)[None, None, None] < 2
+  q = jnp.where(positive, 1 + q**2, -1.0)
+  k = jnp.where(positive, -1.0, 1 + k**2)
+  value = lambda *a: (  # noqa: E731
+    jnp.sum((case_of('cosformer').call(*a) + 1) ** 2)
+  )
+  total, grads = jax.value_and_grad(value, (0, 1, 2))(q, k, v)
+  assert total == v.size
+  assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_efficient_attention_mixes_columns_of_values_alike():
+  """Without its queries it is the same D maps for every token."""
+  q, k, v = arrays()
+  out = case_of('efficient').run(jnp.zeros_like(q), k, v)
+  expected = np.einsum(
+    'bmhd,bmhe->bhe', jax.nn.softmax(k, axis=1), v
+  ) / D
+  np.testing.assert_allclose(
+    out, np.broadcast_to(expected[:, None], out.shape), atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  'spec', [
+    'linear', 'performer(features=24)', 'random_features(features=24)',
+    'cosformer', 'efficient',
+  ],
+)  # fmt: skip
+def test_bfloat16_inputs_lose_nothing_but_their_rounding(spec):
+  case = case_of(spec)
+  inputs = case.inputs(dtype=jnp.bfloat16)
+  exact = case.oracle(tuple(x.astype(jnp.float32) for x in inputs))
+  np.testing.assert_allclose(
+    case.run(*inputs).astype(jnp.float32), exact, atol=0.01
+  )  # half a unit of the last place of 2.0 is 0.004
+
+
+@pytest.mark.parametrize('name', CAUSAL)
+def test_one_token_gets_its_own_value(name):
+  case = case_of(CAUSAL[name].format(chunk=4))
+  inputs = case.inputs(1)
+  np.testing.assert_allclose(case.run(*inputs), inputs[2], atol=1e-5)

@@ -46,7 +46,7 @@ class Performer(FeatureAttention):
   """φ(Q)(φ(K)ᵀ V) / φ(Q)(φ(K)ᵀ 1), φ random, O(N·features·D).
 
   kernel='softmax' (FAVOR+): φ(x) = exp(W x̂ - ‖x̂‖²/2)/√features, unbiased for
-  exp(q·k/√D), Choromanski et al. 2021, eqs. 4 to 9; kernel='relu' (generalised
+  exp(q·k/√D), Choromanski et al. 2021, section 2; kernel='relu' (generalised
   attention): φ(x) = relu(W x̂) + epsilon; x̂ = x·D^-¼.
 
   Departures: exponents are shifted by what cancels exactly, without the paper's

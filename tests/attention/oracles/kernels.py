@@ -1,8 +1,9 @@
 """Kernel (linear) attentions, as dense maps of φ(q)·φ(k)."""
 
 import numpy as np
+from scipy import special
 
-from attention.oracles.facts import Facts, Limit
+from attention.oracles.facts import Facts, Limit, rows
 
 
 def dense(kernel, queries, keys, v, key_mask=True, weigh=None, least=0.0):
@@ -53,6 +54,59 @@ def performer(kernel, variables, q, k, v, *, key_mask=True):
   return dense(kernel, phi(q), phi(k), v, key_mask)
 
 
+def random_features(kernel, variables, q, k, v, *, key_mask=True):
+  """Peng et al. 2021, section 3: sines and cosines of unit vectors."""
+  w = variables['attention_state']['features']
+  sigma = variables['params']['sigma']
+
+  def phi(x):
+    out = np.zeros((*x.shape[:2], 2 * len(w)))
+    for n, h in np.ndindex(*x.shape[:2]):
+      unit = x[n, h] / np.linalg.norm(x[n, h])
+      angles = (w * sigma[h]) @ unit
+      out[n, h] = np.append(np.sin(angles), np.cos(angles))
+    return out / np.sqrt(len(w))
+
+  return dense(
+    kernel, phi(q), phi(k), v, key_mask, least=kernel.epsilon
+  )
+
+
+def positive_sigma(tree):
+  """Learned scales about one, and projections that spread the angles."""
+  return {
+    'params': {'sigma': tree['params']['sigma'] + 1},
+    'attention_state': {'features': 2 * tree['attention_state']['features']},
+  }
+
+
+def cosformer(kernel, variables, q, k, v, *, key_mask=True, positions=None):
+  """Qin et al. 2022, section 3, before the cosine is split."""
+  n, m = len(q), len(k)
+  length = kernel.length or max(n, m)
+  row = np.arange(n) + (m - n if kernel.causal else 0)
+  row, column = (row, np.arange(m)) if positions is None else [positions] * 2
+  cosine = lambda i, j, h: np.cos(  # noqa: E731
+    np.pi * (row[i] - column[j]) / (2 * length)
+  )
+  relu = lambda x: np.maximum(x, 0)  # noqa: E731
+  return dense(kernel, relu(q), relu(k), v, key_mask, cosine)
+
+
+def some_in_common(q, k, v):
+  """Queries and keys share a positive channel: no row of weights is zero."""
+  some = lambda x: x.at[..., 0].set(abs(x[..., 0]) + 0.2)  # noqa: E731
+  return some(q), some(k), v
+
+
+def efficient(kernel, variables, q, k, v, *, key_mask=True):
+  """Shen et al. 2021, section 3: as an explicit [N M] map."""
+  keep = np.broadcast_to(key_mask, (len(k),))
+  rows_ = special.softmax(q, axis=-1)  # [N H D]
+  columns = rows(k.transpose(1, 2, 0), keep)  # [H D M]
+  return np.einsum('nhd,hdm,mhe->nhe', rows_, columns, v)
+
+
 def equal_keys(q, k, v):
   """Every key is the first key."""
   return q, np.broadcast_to(k[:, :1], k.shape), v
@@ -87,5 +141,28 @@ FACTS = {
     ),
     causal='performer(features=24, causal=True, chunk=4)',
     limits=(mean_limit('performer(features=8)'),),
+  ),
+  'random_features': Facts(
+    random_features,
+    cases=('random_features(features=24)',),
+    causal='random_features(features=24, causal=True, chunk=4)',
+    limits=(mean_limit('random_features(features=24)'),),
+    adjust=positive_sigma,
+  ),
+  'cosformer': Facts(
+    cosformer,
+    # A given length, so that padding does not change the angles.
+    cases=('cosformer(length=256)', 'cosformer', 'cosformer(causal=True)'),
+    causal='cosformer(causal=True, chunk=4)',
+    limits=(
+      # Distances far below the length are all alike.
+      mean_limit('cosformer(length=100000)', ', at a great length'),
+    ),
+    inputs=some_in_common,
+  ),
+  'efficient': Facts(
+    efficient,
+    cases=('efficient',),
+    limits=(mean_limit('efficient'),),
   ),
 }
