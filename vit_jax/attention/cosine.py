@@ -15,7 +15,7 @@ LARGEST = math.log(100.0)  # Liu et al. 2022: τ is at least 0.01
 
 
 def unit(x: Float[Array, '*B D']) -> Float[Array, '*B D']:
-  """x / ‖x‖ along the last axis, in float32; 0 stays 0."""
+  """Divides by the length of the last axis, in float32; 0 stays 0."""
   x = x.astype(jnp.float32)
   # 1e-12 is F.normalize's, here under the root so that 0 has a gradient.
   return x * jax.lax.rsqrt((x**2).sum(-1, keepdims=True) + 1e-12)

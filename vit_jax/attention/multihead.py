@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.attention.base import Described, attend_with
-from vit_jax.shapes import Array, Bool, Float
+from vit_jax.attention.positions import add
+from vit_jax.shapes import Array, Bool, Float, Int
 
 
 def project(
@@ -74,6 +75,8 @@ class MultiHeadDotProductAttention(nn.Module):
     dropout_rate: of the attention weights; refused by kernels without it.
     epsilon: of the query and key norms.
     dtype: of the computation; parameters are float32.
+    position: builds a `positions.Position`, named `position`, that changes
+      queries and keys and may give a bias; see `positions.layer`.
   """
 
   num_heads: int
@@ -86,6 +89,7 @@ class MultiHeadDotProductAttention(nn.Module):
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.xavier_uniform()
+  position: Callable[..., nn.Module] | None = None
 
   @nn.compact
   def __call__(
@@ -97,9 +101,13 @@ class MultiHeadDotProductAttention(nn.Module):
     key_mask: Bool[Array, 'B M'] | None = None,
     mask: Bool[Array, '#B #H N M'] | None = None,
     bias: Float[Array, '#B #H N M'] | None = None,
+    positions: Int[Array, 'B N'] | None = None,
     train: bool = False,
   ) -> Float[Array, 'B N C']:
-    """Attends from `inputs_q` to `inputs_k` (default: itself)."""
+    """Attends from `inputs_q` to `inputs_k` (default: itself).
+
+    `positions` go to `position` if there is one, else to the attention.
+    """
     inputs_k = inputs_q if inputs_k is None else inputs_k
     inputs_v = inputs_k if inputs_v is None else inputs_v
     width = inputs_q.shape[-1]
@@ -107,9 +115,15 @@ class MultiHeadDotProductAttention(nn.Module):
     k = project(self, 'key', inputs_k, width)
     v = project(self, 'value', inputs_v, width)
     q, k = normalize(self, q, k)
+    if self.position is not None:
+      q, k, more = self.position(
+        num_heads=self.num_heads, grid=self.grid, prefix=self.prefix,
+        name='position',
+      )(q, k, positions)  # fmt: skip
+      bias, positions = add(bias, more), None
     y = attend_with(
       self._kernel(), q, k, v, key_mask=key_mask, mask=mask, bias=bias,
-      x=inputs_q, train=train,
+      positions=positions, x=inputs_q, train=train,
     )  # fmt: skip
     return project_out(self, y, width)
 

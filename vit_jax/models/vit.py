@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import attention as attentions
-from vit_jax import layers
+from vit_jax import layers, specs
 from vit_jax.shapes import Array, Float
 
 SIZES = {
@@ -22,7 +22,7 @@ SIZES = {
 }  # fmt: skip
 PATCHES = (8, 14, 16, 32)
 CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
-POSITIONS = ('learned', 'sincos2d', 'none')
+POSITIONS = ('learned', 'sincos2d', 'none')  # added to the tokens
 
 
 def _variants() -> dict[str, dict[str, int]]:
@@ -34,6 +34,24 @@ def _variants() -> dict[str, dict[str, int]]:
     for size, row in SIZES.items()
     for patch in PATCHES
   }  # fmt: skip
+
+
+def split_position(text: str) -> tuple[str, str]:
+  """'learned, rotary' → ('learned', 'rotary'): added, and inside attention.
+
+  Raises:
+    ValueError: an unknown spec, or not at most one that is added.
+  """
+  found = specs.parse(text)
+  inside = attentions.positions.POSITIONS
+  added = [str(s) for s in found if s.name not in inside]
+  rest = [str(s) for s in found if s.name in inside]
+  if not found or len(added) > 1 or not set(added) <= set(POSITIONS):
+    raise ValueError(
+      f'position={text!r}; choices: {", ".join(POSITIONS)}, and after a comma '
+      f'or alone, inside attention: {", ".join(inside)}'
+    )
+  return (added or ['none'])[0], ', '.join(rest)
 
 
 class Encoder1DBlock(nn.Module):
@@ -95,6 +113,8 @@ class Encoder(nn.Module):
     attention: one spec or several, repeated over the layers, or a layer class.
     table_grid: (rows, columns) of the learned position table; None for none.
     learned_prefix: prefix tokens with a learned position (the class token).
+    attention_position: positions inside every attention, specs of
+      `vit_jax.attention.positions`.
     drop_path_rate: of the last block; it grows linearly from 0 at the first.
     patch_dropout_rate: share of patch tokens left out in training, after the
       positions (Liu et al. 2022, "PatchDropout").
@@ -119,6 +139,7 @@ class Encoder(nn.Module):
   epsilon: float = 1e-6
   remat: bool = False
   dtype: Any = jnp.float32
+  attention_position: str = ''
 
   @nn.compact
   def __call__(
@@ -136,7 +157,8 @@ class Encoder(nn.Module):
       through the encoder's norm.
 
     Raises:
-      ValueError: no such block in `collect`.
+      ValueError: no such block in `collect`, or positions inside attention
+        without the grid that patch dropout takes away.
     """
     for index in collect:
       if not -self.num_layers <= index < self.num_layers:
@@ -150,6 +172,11 @@ class Encoder(nn.Module):
       )(x, grid, prefix)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
     if train and self.patch_dropout_rate:
+      if self.attention_position:
+        raise ValueError(
+          f'patch_dropout_rate={self.patch_dropout_rate} leaves no grid for '
+          f'the positions inside attention, {self.attention_position!r}'
+        )
       x, grid = self._drop_patches(x, prefix), None
     # train is argument 2, counted from self: static under rematerialisation.
     block = (
@@ -160,6 +187,7 @@ class Encoder(nn.Module):
     outputs = []
     chosen = attentions.layers(self.attention, self.num_layers)
     for i, attention in enumerate(chosen):
+      attention = attentions.positioned(attention, self.attention_position)
       x = block(
         mlp_dim=self.mlp_dim, num_heads=self.num_heads, attention=attention,
         grid=grid, prefix=prefix, dropout_rate=self.dropout_rate,
@@ -237,7 +265,11 @@ class VisionTransformer(nn.Module):
     classifier: 'token', 'gap' (mean of patches), 'map' (attention pooling),
       'unpooled', 'token_unpooled' (both keep all tokens).
     representation_size: adds Dense → tanh (`pre_logits`) before the head.
-    position: 'learned', 'sincos2d' (fixed) or 'none'.
+    position: 'learned', 'sincos2d' (fixed) or 'none' for what is added to the
+      tokens; and, alone or after a comma, specs of
+      `vit_jax.attention.positions` that act inside every attention: 'learned,
+      relative_bias', 'rotary'. Those with a table ('relative_bias',
+      'decomposed_bias') take the grid of the images at init and no other.
     num_registers: learned tokens after the class token, without position
       (Darcet et al. 2023).
     attention: see `Encoder`.
@@ -296,13 +328,11 @@ class VisionTransformer(nn.Module):
 
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
-    for name, choices in (
-      ('classifier', CLASSIFIERS), ('position', POSITIONS)
-    ):  # fmt: skip
-      if getattr(self, name) not in choices:
-        raise ValueError(
-          f'{name}={getattr(self, name)!r}; choices: {", ".join(choices)}'
-        )
+    if self.classifier not in CLASSIFIERS:
+      raise ValueError(
+        f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
+      )
+    added, inside = split_position(self.position)
     dtype, width = jnp.dtype(self.dtype), self.hidden_size
     table_grid = layers.grid_of(self.image_size, self.patch_size)
     self.embedding = layers.PatchEmbedding(width, self.patch_size, dtype)
@@ -316,11 +346,11 @@ class VisionTransformer(nn.Module):
       )
     self.Transformer = Encoder(
       self.num_layers, self.mlp_dim, self.num_heads, self.attention,
-      table_grid if self.position == 'learned' else None,
+      table_grid if added == 'learned' else None,
       int(self._has_class_token), self.dropout_rate,
       self.attention_dropout_rate, self.drop_path_rate,
       self.patch_dropout_rate, self.layer_scale, self.qkv_bias, self.qk_norm,
-      self.gelu, self.epsilon, self.remat, dtype,
+      self.gelu, self.epsilon, self.remat, dtype, inside,
     )  # fmt: skip
     if self.classifier == 'map':
       self.MAPHead_0 = MAPHead(
@@ -352,7 +382,7 @@ class VisionTransformer(nn.Module):
     grid = layers.grid_of(images.shape[1:3], self.patch_size)
     x = self.embedding(images)
     batch, _, width = x.shape
-    if self.position == 'sincos2d':
+    if split_position(self.position)[0] == 'sincos2d':
       x = x + jnp.asarray(layers.sincos2d(grid, width), x.dtype)
     prefix = []
     if self._has_class_token:

@@ -229,6 +229,15 @@ def inside_unit(variables):
   return {'params': {'span': span}}
 
 
+def open_gate(variables):
+  """A gate that lets everything through."""
+  gate = {
+    name: 0 * x + 100 * (name == 'bias')
+    for name, x in variables['params']['gate'].items()
+  }
+  return {'params': {**variables['params'], 'gate': gate}}
+
+
 def units(q, k, v):
   """Unit queries and keys."""
   length = lambda x: np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
@@ -350,5 +359,38 @@ FACTS = {
         equals=lambda q, k, v: softmax(q[..., :2], k[..., :2], v),
       ),
     ),
+  ),
+  'gpsa': Facts(
+    gpsa_oracle,
+    cases=('gpsa',),
+    limits=(
+      Limit(
+        'gpsa', 'gates closed to positions: softmax',
+        variables=set_params(gate=-100),
+      ),
+      Limit(
+        'gpsa', 'gates closed to content, no position: mean of the values',
+        variables=set_params(gate=100, positions=0), prefix=0, equals=mean,
+      ),
+    ),
+  ),
+  'adaptive_span': Facts(
+    span_oracle,
+    cases=('adaptive_span(longest=4, ramp=2)',),
+    causal='adaptive_span(longest=6, ramp=1.5, causal=True)',
+    adjust=inside_unit,
+    limits=(
+      Limit(
+        'adaptive_span', 'the longest spans: softmax',
+        variables=set_params(span=1),
+      ),
+    ),
+  ),
+  'gated': Facts(
+    gated_oracle,
+    cases=('gated',),
+    causal='gated(causal=True)',
+    row_sum=None,
+    limits=(Limit('gated', 'gates open: softmax', variables=open_gate),),
   ),
 }
