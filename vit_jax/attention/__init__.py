@@ -45,6 +45,7 @@ from vit_jax.attention.pointwise import ReLU, Sigmoid
 from vit_jax.attention.random_features import RandomFeatures
 from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.set_transformer import InducedSetAttention
+from vit_jax.attention.routing import Routing
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax
@@ -88,6 +89,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'memory_compressed': MemoryCompressed,  # O(N²/stride); Liu et al. 2018
   'perceiver': Perceiver,  # O(N·latents); Jaegle et al. 2021
   'luna': Luna,  # O(N·length); Ma et al. 2021
+  'routing': Routing,  # O(N·clusters + clusters·window²); Roy et al. 2021
 }
 
 MIXERS: dict[str, type[Mixer]] = {
