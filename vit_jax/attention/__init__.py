@@ -21,9 +21,11 @@ from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
 from vit_jax.attention.efficient import Efficient
 from vit_jax.attention.entmax import Entmax
+from vit_jax.attention.focused import Focused
 from vit_jax.attention.gated import Gated
 from vit_jax.attention.gpsa import GPSA
 from vit_jax.attention.heads import ReAttention, TalkingHeads
+from vit_jax.attention.hydra import Hydra
 from vit_jax.attention.linear import Linear
 from vit_jax.attention.linen import adapt
 from vit_jax.attention.linformer import Linformer
@@ -42,10 +44,12 @@ from vit_jax.attention.nystrom import Nystrom
 from vit_jax.attention.perceiver import Perceiver
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
+from vit_jax.attention.poly import Poly
 from vit_jax.attention.random_features import RandomFeatures
+from vit_jax.attention.reduction import ConvProjection, Pooled, SpatialReduction
 from vit_jax.attention.reformer import Reformer
-from vit_jax.attention.set_transformer import InducedSetAttention
 from vit_jax.attention.routing import Routing
+from vit_jax.attention.set_transformer import InducedSetAttention
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax
@@ -55,6 +59,7 @@ from vit_jax.attention.synthesizer import (
   FactorizedRandom,
   RandomSynthesizer,
 )
+from vit_jax.attention.xca import XCA
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
@@ -90,6 +95,11 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'perceiver': Perceiver,  # O(N·latents); Jaegle et al. 2021
   'luna': Luna,  # O(N·length); Ma et al. 2021
   'routing': Routing,  # O(N·clusters + clusters·window²); Roy et al. 2021
+  'xca': XCA,  # O(N·D²); El-Nouby et al. 2021
+  'hydra': Hydra,  # O(N·D); Bolya et al. 2022
+  'focused': Focused,  # O(N·(D² + kernel_size²·D)); Han et al. 2023
+  'poly': Poly,  # O(N·D); Babiloni et al. 2023
+  'pooled': Pooled,  # O(N²/stride²); Fan et al. 2021
 }
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -98,6 +108,8 @@ MIXERS: dict[str, type[Mixer]] = {
   'synthesizer_factorized_dense': FactorizedDense,  # O(N²); Tay et al. 2021
   'soft': Soft,  # O(N·landmarks); Lu et al. 2021
   'isab': InducedSetAttention,  # O(N·inducing); Lee et al. 2019
+  'spatial_reduction': SpatialReduction,  # O(N²/ratio²); Wang et al. 2021
+  'conv_projection': ConvProjection,  # O(N²/stride²); Wu et al. 2021
 }
 
 

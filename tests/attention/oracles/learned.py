@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from attention.oracles.facts import Facts, Limit, rows
+from attention.oracles.facts import Facts, Limit, rows, softmax
 
 
 def dense(x, parameters):
@@ -73,6 +73,42 @@ def all_others(x, variables):
   return shared_qk(variables, x, np.ones((1, len(x), len(x)), bool))
 
 
+def layer_norm(x, epsilon=1e-6):
+  """Without scale and bias."""
+  centred = x - x.mean(-1, keepdims=True)
+  return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+
+
+def routing_oracle(kernel, variables, q, k, v, *, key_mask=None):
+  """Roy et al. 2021, algorithm 1: one centroid after the other, densely."""
+  n, heads = q.shape[:2]
+  key_mask = np.ones(n, bool) if key_mask is None else key_mask
+  q, k = layer_norm(q), layer_norm(k)
+  centroids = variables['attention_state']['centroids']
+  centroids = centroids / np.linalg.norm(centroids, axis=-1, keepdims=True)
+  w = kernel.window or int(np.ceil(n / kernel.clusters))
+  maps = np.zeros((heads, n, n))
+  counts = np.zeros((heads, n, 1))
+  real = np.flatnonzero(key_mask)
+  for h in range(heads):
+    for c, centroid in enumerate(centroids[h]):
+      keep = np.zeros((1, n, n), bool)
+      if kernel.causal:
+        mine = [i for i in real
+                if np.argmax(centroids[h] @ q[i, h]) == c]  # fmt: skip
+        for place, i in enumerate(mine):
+          keep[0, i, mine[max(0, place - w + 1) : place + 1]] = True
+      else:
+        asks, answers = (
+          real[np.argsort(-x[real, h] @ centroid)[:w]] for x in (q, k)
+        )
+        keep[0][np.ix_(asks, answers)] = True
+      logits = (q[:, h] @ k[:, h].T / np.sqrt(q.shape[-1]))[None]
+      maps[h] += rows(logits, keep)[0]
+      counts[h, :, 0] += keep[0].any(-1)
+  return np.einsum('hnm,mhe->nhe', maps / np.maximum(counts, 1), v)
+
+
 FACTS = {
   'reformer': Facts(
     reformer_oracle,
@@ -91,5 +127,24 @@ FACTS = {
     row_sum=None,
     discrete=True,  # hashes and sorts
     noisy=True,  # training draws new rotations
+  ),
+  'routing': Facts(
+    routing_oracle,
+    cases=('routing(clusters=3, window=5)', 'routing(clusters=4)'),
+    causal='routing(clusters=2, window=3, causal=True)',
+    limits=(
+      Limit(
+        'routing(clusters=1)',
+        'one centroid takes all: softmax of layer-normalised q and k',
+        equals=lambda q, k, v: softmax(layer_norm(q), layer_norm(k), v),
+      ),
+      Limit(
+        'routing(clusters=3, window=13)',
+        'every centroid takes all: the same',
+        equals=lambda q, k, v: softmax(layer_norm(q), layer_norm(k), v),
+      ),
+    ),
+    row_sum=None,  # 1, or 0 where no centroid took the query
+    discrete=True,  # chooses the top-w tokens
   ),
 }
