@@ -17,6 +17,7 @@ from vit_jax.attention.adaptive_span import AdaptiveSpan
 from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.chunked import Chunked
 from vit_jax.attention.cosformer import CosFormer
+from vit_jax.attention.clustered import Clustered, ImprovedClustered
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
 from vit_jax.attention.efficient import Efficient
@@ -50,6 +51,7 @@ from vit_jax.attention.reduction import ConvProjection, Pooled, SpatialReduction
 from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.routing import Routing
 from vit_jax.attention.set_transformer import InducedSetAttention
+from vit_jax.attention.optimal import LOTFormer, Sinkformer
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax
@@ -80,6 +82,8 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'performer': Performer,  # O(N·features·D); Choromanski et al. 2021
   'sinkhorn': Sinkhorn,  # O(N·(N/blocks + blocks)); Tay et al. 2020
   'sortcut': SortCut,  # O(N·keep·N/blocks); Tay et al. 2020
+  'sinkformer': Sinkformer,  # O(N²·iterations); Sander et al. 2022
+  'lotformer': LOTFormer,  # O(N·rank·iterations); Shahbazi et al. 2025
   'synthesizer_random': RandomSynthesizer,  # O(N²); Tay et al. 2021
   'synthesizer_factorized_random': FactorizedRandom,  # O(N²); Tay et al. 2021
   'window': Window,  # O(N·size²); Liu et al. 2021
@@ -95,6 +99,8 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'perceiver': Perceiver,  # O(N·latents); Jaegle et al. 2021
   'luna': Luna,  # O(N·length); Ma et al. 2021
   'routing': Routing,  # O(N·clusters + clusters·window²); Roy et al. 2021
+  'clustered': Clustered,  # O(N·clusters); Vyas et al. 2020
+  'improved_clustered': ImprovedClustered,  # O(N·(C + topk)); Vyas et al. 2020
   'xca': XCA,  # O(N·D²); El-Nouby et al. 2021
   'hydra': Hydra,  # O(N·D); Bolya et al. 2022
   'focused': Focused,  # O(N·(D² + kernel_size²·D)); Han et al. 2023
