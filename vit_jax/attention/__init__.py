@@ -42,6 +42,7 @@ from vit_jax.attention.luna import Luna
 from vit_jax.attention.memory_compressed import MemoryCompressed
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
 from vit_jax.attention.nystrom import Nystrom
+from vit_jax.attention.optimal import LOTFormer, Sinkformer
 from vit_jax.attention.perceiver import Perceiver
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
@@ -51,7 +52,6 @@ from vit_jax.attention.reduction import ConvProjection, Pooled, SpatialReduction
 from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.routing import Routing
 from vit_jax.attention.set_transformer import InducedSetAttention
-from vit_jax.attention.optimal import LOTFormer, Sinkformer
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax

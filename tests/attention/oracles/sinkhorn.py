@@ -130,7 +130,95 @@ def separated(q, k, v):
   return q, k, v
 
 
+def sinkformer(
+  kernel, variables, q, k, v, *, key_mask=True, mask=True, bias=0.0
+):
+  """Sander et al. 2022, eq. 4: rows, columns, rows, … of exp(Q Kᵀ / √D)."""
+  n = len(q)
+  key_mask = np.broadcast_to(key_mask, n)
+  keep = np.broadcast_to(key_mask & mask, (1, n, n))
+  logits = np.einsum('nhd,mhd->hnm', q, k) / np.sqrt(q.shape[-1]) + bias
+  weights = np.exp(logits) * keep
+  divide = lambda x, y: np.divide(x, y, out=0 * x, where=y != 0)  # noqa: E731
+  for i in range(kernel.iterations):
+    if i % 2 == 0:
+      weights = divide(weights, weights.sum(2, keepdims=True))
+    else:  # padding has no part in the sums
+      sums = weights[:, key_mask].sum(1, keepdims=True)
+      weights = divide(weights, sums)
+  return np.einsum('hnm,mhe->nhe', weights, v)
+
+
+def plan(scores, a, b, epsilon, iterations):
+  """Cuturi 2013, algorithm 1; the last step makes the rows' sums a."""
+  kernel = np.exp((scores - scores.max()) / epsilon)
+  left = a
+  for _ in range(iterations):
+    right = b / (kernel.T @ left)
+    left = a / (kernel @ right)
+  return left[:, None] * kernel * right
+
+
+def lotformer(kernel, variables, q, k, v, *, key_mask=None):
+  """Shahbazi et al. 2025: two plans glued at the pivots, on what is kept."""
+  n = len(q)
+  kept = np.ones(n, bool) if key_mask is None else key_mask
+  out = np.zeros((n, q.shape[1], v.shape[-1]))
+  if not kept.any():
+    return out
+  mass = np.full(kept.sum(), 1 / kept.sum())
+  for h in range(q.shape[1]):
+    z = variables['params']['pivots'][h]
+    sigma = np.exp(variables['params']['masses'][h])
+    sigma = sigma / sigma.sum()
+    scores = lambda x, h=h, z=z: x[kept, h] @ z.T / np.sqrt(z.shape[-1])  # noqa: E731
+    options = kernel.temperature, kernel.iterations
+    onto = plan(scores(q), mass, sigma, *options)
+    out_of = plan(scores(k).T, sigma, mass, *options)
+    glued = onto @ np.diag(1 / sigma) @ out_of
+    out[kept, h] = len(mass) * glued @ v[kept, h]
+    # A padded query has no mass; its row follows from the pivots' scaling,
+    # onto[0] / exp(scores of 0), as any row does.
+    for i in np.flatnonzero(~kept):
+      score = q[i, h] @ z.T / np.sqrt(z.shape[-1])
+      row = onto[0] * np.exp((score - scores(q)[0]) / kernel.temperature)
+      out[i, h] = row / row.sum() / sigma @ out_of @ v[kept, h]
+  return out
+
+
+def mean_of_values(q, k, v):
+  """Equal weights."""
+  return np.broadcast_to(v.mean(0), (len(q), *v.shape[1:]))
+
+
 FACTS = {
+  'sinkformer': Facts(
+    sinkformer,
+    cases=('sinkformer', 'sinkformer(iterations=7)'),
+    limits=(
+      Limit(
+        'sinkformer(iterations=1)',
+        'Sinkformer with one normalisation equals softmax',
+      ),
+      Limit(
+        'sinkformer',
+        'Sinkformer of equal keys equals the mean of the values',
+        inputs=lambda q, k, v: (q, np.broadcast_to(k[:, :1], k.shape), v),
+        equals=mean_of_values,
+      ),
+    ),
+  ),
+  'lotformer': Facts(
+    lotformer,
+    cases=('lotformer(rank=5)', 'lotformer(iterations=2, temperature=0.5)'),
+    limits=(
+      Limit(
+        'lotformer(rank=1)',
+        'LOTFormer of one pivot equals the mean of the values',
+        equals=mean_of_values,
+      ),
+    ),
+  ),
   'sinkhorn': Facts(
     block_sort,
     cases=(
