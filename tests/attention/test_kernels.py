@@ -9,6 +9,7 @@ from attention import contract
 from attention.contract import B, D, H, N, arrays
 from attention.oracles.facts import softmax
 from vit_jax import attention
+from vit_jax.attention import focused
 
 # Entries with a causal form, and a spec of it that takes several chunks.
 CAUSAL = {
@@ -215,3 +216,108 @@ def test_one_token_gets_its_own_value(name):
   case = case_of(CAUSAL[name].format(chunk=4))
   inputs = case.inputs(1)
   np.testing.assert_allclose(case.run(*inputs), inputs[2], atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['xca', 'hydra', 'focused', 'poly'])
+def test_values_of_another_width_are_refused_where_channels_mix(name):
+  q, k, v = arrays(width=6)
+  with pytest.raises(ValueError, match='as wide as queries; got widths 6 and'):
+    case_of(name).kernel.init(jax.random.key(0), q, k, v)
+
+
+def test_xca_forgets_the_scales_of_channels():
+  """Queries and keys are normalised over tokens: a channel's scale is lost."""
+  q, k, v = arrays()
+  scales = jnp.asarray([0.1, 1.0, 10.0, 100.0])[None, None, None]
+  case = case_of('xca')
+  np.testing.assert_allclose(
+    case.run(q * scales, k / scales, v), case.run(q, k, v), atol=1e-5
+  )
+
+
+def test_xca_of_tokens_that_are_zero_has_finite_gradients():
+  q, k, v = arrays()
+  value = lambda *a: jnp.sum(case_of('xca').call(*a) ** 2)  # noqa: E731
+  out, grads = jax.value_and_grad(value, (0, 1, 2))(0 * q, 0 * k, v)
+  np.testing.assert_allclose(
+    out, np.sum(np.asarray(v).mean(-1) ** 2) * D, rtol=1e-5
+  )
+  assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_hydra_does_not_depend_on_the_number_of_heads():
+  q, k, v = arrays()
+  case = case_of('hydra')
+  merged = case.kernel.apply(
+    {}, *(x.reshape(B, N, 1, H * D) for x in (q, k, v))
+  )
+  np.testing.assert_allclose(
+    merged.reshape(v.shape), case.run(q, k, v), atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(('n', 'm'), [(5, 9), (9, 5)])
+def test_causal_hydra_aligns_the_last_query_with_the_last_key(n, m):
+  case = case_of('hydra(causal=True)')
+  inputs = arrays(n, m)
+  np.testing.assert_allclose(
+    case.run(*inputs), case.oracle(inputs), atol=1e-5
+  )
+
+
+def test_focusing_keeps_lengths_and_sharpens_directions():
+  """Han et al. 2023, proposition 1: channels in common come nearer."""
+  x = jnp.asarray([[[[3.0, 1.0, -5.0, 0.0]], [[0.0, -1.0, 0.0, 0.0]]]])
+  found = np.asarray(focused.focus(1e20 * x, 3))[0, 0] / 1e20
+  np.testing.assert_allclose(np.linalg.norm(found[0]), np.sqrt(10), rtol=1e-5)
+  np.testing.assert_allclose(found[0, 0] / found[0, 1], 27, rtol=1e-5)
+  assert not np.any(found[1])
+  plain = np.asarray(focused.focus(x, 1))[0, 0]
+  np.testing.assert_allclose(plain[0], [3, 1, 0, 0], rtol=1e-5)
+
+
+def test_focusing_of_zero_and_of_one_channel_has_the_right_gradient():
+  x = jnp.zeros((1, 2, 1, 3)).at[0, 0, 0, 1].set(2.0)
+  jacobian = jax.jacobian(lambda x: focused.focus(x, 3)[0, 0])(x)[..., 0, :]
+  # The largest channel passes; channels at zero have no first-order part.
+  expected = np.zeros((2, 3, 2, 3))
+  expected[0, 1, 0, 1] = 1
+  np.testing.assert_allclose(jacobian[:, :, 0], expected, atol=1e-6)
+
+
+def test_prefix_tokens_take_no_part_in_the_convolution():
+  q, k, v = case_of('focused').inputs()
+  grid = contract.GRID
+  case = case_of('focused(kernel_size=3)', grid=grid, prefix=1)
+  variables = case.variables(q, k, v)
+  flat = jax.tree.map(jnp.zeros_like, variables)
+  part = case.kernel.apply(variables, q, k, v) - case.kernel.apply(
+    flat, q, k, v
+  )
+  assert not np.any(part[:, 0])
+  moved = v.at[:, 0].add(1.0)
+  other = case.kernel.apply(variables, q, k, moved) - case.kernel.apply(
+    flat, q, k, moved
+  )
+  np.testing.assert_allclose(other, part, atol=1e-5)
+  alone = case_of('focused', grid=None, prefix=1)
+  one = tuple(x[:, :1] for x in (q, k, v))
+  np.testing.assert_allclose(alone.run(*one), one[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('focused(p=0)', 'p=0; the power must be at least 1'),
+    ('focused(kernel_size=4)', 'kernel_size=4; it must be odd'),
+  ],
+)
+def test_focused_names_its_wrong_options(spec, message):
+  with pytest.raises(ValueError, match=message):
+    attention.build(spec).init(jax.random.key(0), *arrays())
+
+
+def test_poly_starts_as_the_mean_over_tokens():
+  q, k, v = arrays()
+  out, _ = case_of('poly').kernel.init_with_output(jax.random.key(0), q, k, v)
+  np.testing.assert_allclose(out, q * (k * v).mean(1, keepdims=True), atol=1e-5)

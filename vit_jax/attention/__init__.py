@@ -16,13 +16,14 @@ from vit_jax.attention import positions
 from vit_jax.attention.adaptive_span import AdaptiveSpan
 from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.chunked import Chunked
-from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.clustered import Clustered, ImprovedClustered
+from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
 from vit_jax.attention.efficient import Efficient
 from vit_jax.attention.entmax import Entmax
 from vit_jax.attention.focused import Focused
+from vit_jax.attention.fourier import Average, Fourier
 from vit_jax.attention.gated import Gated
 from vit_jax.attention.gpsa import GPSA
 from vit_jax.attention.heads import ReAttention, TalkingHeads
@@ -116,6 +117,8 @@ MIXERS: dict[str, type[Mixer]] = {
   'isab': InducedSetAttention,  # O(N·inducing); Lee et al. 2019
   'spatial_reduction': SpatialReduction,  # O(N²/ratio²); Wang et al. 2021
   'conv_projection': ConvProjection,  # O(N²/stride²); Wu et al. 2021
+  'fnet': Fourier,  # O(N·log N); Lee-Thorp et al. 2022
+  'average': Average,  # O(N·size²); Yu et al. 2022
 }
 
 

@@ -6,10 +6,11 @@ thousands of keys do not fit half precision.
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention
+from vit_jax.attention.base import Attention, refuse_acausal
 from vit_jax.shapes import Array, Bool, Float
 
 # A sum of weights below this fades to zero; its square is still a float32.
@@ -21,6 +22,30 @@ LOWEST = -1e30
 def heads_first(x: Float[Array, 'B N H D']) -> Float[Array, 'B H N D']:
   """Tokens behind heads, in float32."""
   return x.swapaxes(1, 2).astype(jnp.float32)
+
+
+def refuse_other_width(kernel: nn.Module, q: Array, v: Array) -> None:
+  """Raises unless values are as wide as queries, for what mixes channels.
+
+  Raises:
+    ValueError: naming both widths.
+  """
+  if q.shape[-1] != v.shape[-1]:
+    raise ValueError(
+      f'{type(kernel).__name__} mixes channels, so that values must be as wide '
+      f'as queries; got widths {v.shape[-1]} and {q.shape[-1]}'
+    )
+
+
+def all_sums(
+  q: Float[Array, 'B H N F'],
+  k: Float[Array, 'B H M F'],
+  v: Float[Array, 'B H M E'],
+) -> tuple[Float[Array, 'B H N E'], Float[Array, 'B H N']]:
+  """φ(Q)(φ(K)ᵀ V) and φ(Q)(φ(K)ᵀ 1)."""
+  state = jnp.einsum('bhmf,bhme->bhfe', k, v)
+  sums = jnp.einsum('bhnf,bhfe->bhne', q, state)
+  return sums, jnp.einsum('bhnf,bhf->bhn', q, k.sum(2))
 
 
 def empty_state(
@@ -143,9 +168,7 @@ class FeatureAttention(Attention):
     if self.causal:
       sums, total = causal_sums(q, k, wide, level, chunk=self.chunk)
     else:
-      state = jnp.einsum('bhmf,bhme->bhfe', k, wide)
-      sums = jnp.einsum('bhnf,bhfe->bhne', q, state)
-      total = jnp.einsum('bhnf,bhf->bhn', q, k.sum(2))
+      sums, total = all_sums(q, k, wide)
     out = sums / jnp.maximum(total, floor)[..., None]
     return out.swapaxes(1, 2).astype(v.dtype)
 
@@ -157,7 +180,7 @@ class FeatureAttention(Attention):
     Raises:
       ValueError: the kernel is not causal.
     """
-    super().init_state(batch, 0, heads, width, jnp.float32)  # raises, or empty
+    refuse_acausal(self)
     return empty_state(batch, heads, features, width, **kind)
 
   def step_features(

@@ -1,9 +1,13 @@
 """Kernel (linear) attentions, as dense maps of φ(q)·φ(k)."""
 
+import dataclasses
+import types
+
+import jax
 import numpy as np
 from scipy import special
 
-from attention.oracles.facts import Facts, Limit, rows
+from attention.oracles.facts import Facts, Limit, rows, softmax
 
 
 def dense(kernel, queries, keys, v, key_mask=True, weigh=None, least=0.0):
@@ -107,6 +111,89 @@ def efficient(kernel, variables, q, k, v, *, key_mask=True):
   return np.einsum('nhd,hdm,mhe->nhe', rows_, columns, v)
 
 
+def unit(x, axis):
+  """The vectors along the axis, or axes, at length one."""
+  return x / np.sqrt((x**2).sum(axis, keepdims=True))
+
+
+def xca(kernel, variables, q, k, v, *, key_mask=True):
+  """El-Nouby et al. 2021, section 3.2: tokens that count, head by head."""
+  keep = np.broadcast_to(key_mask, (len(q),))
+  out = np.zeros_like(v)
+  if not keep.any():
+    return out
+  for h, inverse in enumerate(variables['params']['temperature']):
+    covariance = unit(k[keep, h], 0).T @ unit(q[keep, h], 0)
+    out[keep, h] = v[keep, h] @ special.softmax(covariance * inverse, axis=0)
+  return out
+
+
+def channels_attend(q, k, v):
+  """Softmax attention whose tokens are the channels and whose D is N."""
+  q, k, v = (x.transpose(2, 1, 0) for x in (unit(q, 0), unit(k, 0), v))
+  return softmax(q * np.sqrt(q.shape[-1]), k, v).transpose(2, 1, 0)
+
+
+def hydra(kernel, variables, q, k, v, *, key_mask=True):
+  """Bolya et al. 2022: one cosine similarity a channel, as [N M] maps."""
+  keep = np.broadcast_to(key_mask, (len(q), len(k)))
+  if kernel.causal:
+    keep = keep & np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
+  q, k = unit(q, (1, 2)), unit(k, (1, 2))
+  out = np.zeros((len(q), *v.shape[1:]))
+  for h, d in np.ndindex(*v.shape[1:]):
+    out[:, h, d] = (np.outer(q[:, h, d], k[:, h, d]) * keep) @ v[:, h, d]
+  return out
+
+
+def hydra_of_equal_keys(q, k, v):
+  """A product of two unit vectors and the sum of the values."""
+  return unit(q, (1, 2)) * unit(k, (1, 2))[:1] * v.sum(0)
+
+
+def focused(kernel, variables, q, k, v, *, key_mask=True):
+  """Han et al. 2023, section 4, with the convolution as a loop over taps."""
+  keep = np.broadcast_to(key_mask, (len(k),))
+
+  def phi(x):
+    out = np.zeros_like(x)
+    for n, h in np.ndindex(*x.shape[:2]):
+      positive = np.maximum(x[n, h], 0)
+      power = positive**kernel.p
+      if power.any():
+        lengths = np.linalg.norm(positive), np.linalg.norm(power)
+        out[n, h] = lengths[0] / lengths[1] * power
+    return out
+
+  acausal = types.SimpleNamespace(causal=False)
+  out = dense(acausal, phi(q), phi(k), v, keep)
+  taps = variables['params']['depthwise']['kernel'][:, :, 0]  # [rows columns E]
+  rows_, columns = kernel.grid or (1, len(v) - kernel.prefix)
+  middle = np.array(taps.shape[:2]) // 2
+  for r, c, i, j in np.ndindex(rows_, columns, *taps.shape[:2]):
+    y, x = (r, c) + np.array([i, j]) - middle
+    token = kernel.prefix + y * columns + x
+    if 0 <= y < rows_ and 0 <= x < columns and keep[token]:
+      out[kernel.prefix + r * columns + c] += taps[i, j] * v[token]
+  return out
+
+
+def without_convolution(tree):
+  """All taps zero."""
+  kernel = tree['params']['depthwise']['kernel']
+  return {'params': {'depthwise': {'kernel': 0 * kernel}}}
+
+
+def poly(kernel, variables, q, k, v, *, key_mask=True):
+  """The formula, by loops over queries and keys."""
+  keep = np.broadcast_to(key_mask, (len(k),))
+  p1, p2 = (variables['params'][name][..., None] for name in ('p1', 'p2'))
+  out = np.zeros((len(q), *v.shape[1:]))
+  for i, j in np.ndindex(len(q), len(k)):
+    out[i] += p1[i] * q[i] * p2[j] * keep[j] * k[j] * v[j]
+  return out
+
+
 def equal_keys(q, k, v):
   """Every key is the first key."""
   return q, np.broadcast_to(k[:, :1], k.shape), v
@@ -164,5 +251,58 @@ FACTS = {
     efficient,
     cases=('efficient',),
     limits=(mean_limit('efficient'),),
+  ),
+  'xca': Facts(
+    xca,
+    cases=('xca',),
+    limits=(
+      Limit(
+        'xca', 'softmax attention between the channels, of unit norm',
+        variables=lambda tree: {
+          'params': {'temperature': 0 * tree['params']['temperature'] + 1}
+        },
+        equals=channels_attend,
+      ),
+    ),
+    row_sum=None,
+    adjust=lambda tree: jax.tree.map(lambda x: x + 2, tree),
+  ),
+  'hydra': Facts(
+    hydra,
+    cases=('hydra',),
+    causal='hydra(causal=True)',
+    limits=(
+      Limit(
+        'hydra', 'equal keys: a product of unit vectors and of summed values',
+        inputs=equal_keys, equals=hydra_of_equal_keys,
+      ),
+    ),
+    row_sum=None,
+  ),
+  'focused': Facts(
+    focused,
+    cases=('focused(kernel_size=3)', 'focused(p=2)'),
+    limits=(
+      dataclasses.replace(
+        mean_limit('focused', ', without the convolution'),
+        variables=without_convolution,
+      ),
+    ),
+    row_sum=None,
+    inputs=some_in_common,
+  ),
+  'poly': Facts(
+    poly,
+    cases=('poly',),
+    limits=(
+      Limit(
+        'poly', 'p1 = p2 = q = k = 1: the sum of the values',
+        variables=lambda tree: jax.tree.map(lambda x: 0 * x + 1, tree),
+        inputs=lambda q, k, v: (0 * q + 1, 0 * k + 1, v),
+        equals=lambda q, k, v: len(v) * mean(q, k, v),
+      ),
+    ),
+    row_sum=None,
+    fixed_length=True,
   ),
 }
