@@ -152,6 +152,15 @@ def test_transposed_convolution_does_not_count_the_zeros_between_pixels():
   assert flops.count(fn, x, kernel) == 2 * (2 * 6 * 6) * (2 * 2 * 8 * 16)
 
 
+def test_fft_is_five_n_log_n_and_half_of_it_for_real_numbers():
+  x = jnp.zeros((3, 8, 16))
+  whole = 5.0 * 3 * 8 * 16 * 7
+  assert flops.count(lambda x: jnp.fft.fft2(x).real, x) == whole
+  assert flops.count(jnp.fft.rfft2, x) == whole / 2
+  half = jnp.fft.rfft2(x)
+  assert flops.count(jnp.fft.irfft2, half) == whole / 2
+
+
 def test_sharded_body_counts_for_all_devices():
   mesh = jax.make_mesh(
     (4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)

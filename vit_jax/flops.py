@@ -27,11 +27,12 @@ PEAKS = (
 
 
 def count(fn: Callable, *args: Any, **kwargs: Any) -> float:
-  """FLOPs of matrix products and convolutions in `fn(*args)`, 2 a MAC.
+  """FLOPs of matrix products, convolutions and FFTs in `fn(*args)`, 2 a MAC.
 
   Walks the jaxpr, multiplying loop bodies by their length, which XLA's own cost
   analysis does not; `args` may be ShapeDtypeStructs. A `while` loop, whose
   length is unknown, counts once; zeros that pad a convolution's border count.
+  A complex FFT of n numbers is 5 n log₂ n, as its benchmarks have it.
   """
   return _count(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
@@ -57,6 +58,11 @@ def _equation(eqn: Any) -> float:
     # A transposed convolution's zeros between the pixels are no work.
     each /= math.prod(eqn.params['lhs_dilation'])
     return 2.0 * each * math.prod(eqn.outvars[0].aval.shape)
+  if name == 'fft':
+    lengths = math.prod(eqn.params['fft_lengths'])
+    whole = max(math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
+    complex_ = eqn.params['fft_type'].name in ('FFT', 'IFFT')
+    return (5.0 if complex_ else 2.5) * whole * math.log2(max(lengths, 2))
   if name.startswith('dot_product_attention_'):  # cuDNN's, opaque; [B N H D]
     q, k = (v.aval.shape for v in eqn.invars[:2])
     products = 2.0 if '_fwd' in name else 4.0

@@ -267,6 +267,25 @@ def softmax_layer(x, variables):
   return layer(variables['params'], x, x, True)
 
 
+def fnet_oracle(kernel, variables, x):
+  """Lee-Thorp et al. 2022, eq. 3, by the matrices of the two transforms."""
+  wave = lambda n: np.exp(  # noqa: E731
+    -2j * np.pi * np.outer(np.arange(n), np.arange(n)) / n
+  )
+  return (wave(len(x)) @ x @ wave(x.shape[1])).real
+
+
+def average_oracle(kernel, variables, x, *, key_mask=True):
+  """Yu et al. 2022, eq. 4, window by window."""
+  keep = np.broadcast_to(key_mask, len(x))
+  mean = lambda found: np.mean(found, 0) if len(found) else 0 * x[0]  # noqa: E731
+  out, _ = reduced(
+    kernel, x, keep, 1, kernel.size, lambda w: mean([t for _, t in w])
+  )
+  out[: kernel.prefix] = mean(x[keep])
+  return out - x
+
+
 FACTS = {
   'memory_compressed': Facts(
     memory_compressed_oracle,
@@ -359,6 +378,31 @@ FACTS = {
         "conv_projection(stride=1, norm='none')",
         'convolutions with one 1 in the middle are softmax',
         variables=identity_convolutions, equals=softmax_layer,
+      ),
+    ),
+  ),
+  'fnet': Facts(
+    fnet_oracle,
+    cases=('fnet',),
+    row_sum=None,
+    limits=(
+      Limit(
+        'fnet', 'one token with one channel that is 1 is in all of them',
+        inputs=lambda x: (np.zeros_like(x) + np.eye(1, x.shape[1] * x.shape[2])
+                          .reshape(x.shape[1:]),),
+        equals=lambda x, variables: np.ones_like(x),
+      ),
+    ),
+  ),
+  'average': Facts(
+    average_oracle,
+    cases=('average', 'average(size=5)'),
+    row_sum=None,
+    limits=(
+      Limit(
+        'average(size=7)',
+        'a window over the whole grid is the mean of the tokens, less each',
+        equals=lambda x, variables: x.mean(0) - x, prefix=0,
       ),
     ),
   ),
