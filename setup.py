@@ -24,6 +24,7 @@ CORE = [
   'grain>=0.2.15,<0.3',
   'numpy>=2,<3',
   'scipy>=1.13,<2',
+  'ott-jax>=0.6,<0.7',
   'pillow>=11,<14',
   'simplejpeg>=1.8,<2',
   'tensorboardX>=2.6.4,<3',

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(vit_jax.__file__).parent
 HEAVY = (
   'tensorflow', 'torch', 'grain', 'tensorflow_datasets', 'ml_collections',
   'matplotlib', 'sklearn', 'PIL', 'orbax.checkpoint', 'tensorboardX',
-  'simplejpeg', 'safetensors',
+  'simplejpeg', 'safetensors', 'ott',
 )  # fmt: skip
 
 # What each module may import of vit_jax, besides itself; `data.transforms`
@@ -265,7 +265,7 @@ def test_models_work_where_only_jax_flax_and_numpy_are_installed():
   [
     'attention', 'checkpoints', 'data', 'evaluate', 'layers', 'metrics',
     'models', 'optimizers', 'sharding', 'specs', 'tasks', 'train',
-    'pretrained',
+    'pretrained', 'transport',
   ],
 )
 def test_every_public_module_is_reached_by_attribute(name):
