@@ -14,7 +14,9 @@ import flax.linen as nn
 from vit_jax import specs
 from vit_jax.attention import positions
 from vit_jax.attention.adaptive_span import AdaptiveSpan
+from vit_jax.attention.aft import AFT
 from vit_jax.attention.base import Attention, attend_with
+from vit_jax.attention.based import Based
 from vit_jax.attention.chunked import Chunked
 from vit_jax.attention.clustered import Clustered, ImprovedClustered
 from vit_jax.attention.cosformer import CosFormer
@@ -106,6 +108,8 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'hydra': Hydra,  # O(N·D); Bolya et al. 2022
   'focused': Focused,  # O(N·(D² + kernel_size²·D)); Han et al. 2023
   'poly': Poly,  # O(N·D); Babiloni et al. 2023
+  'aft': AFT,  # O(N·D); Zhai et al. 2021
+  'based': Based,  # O(N·D³); Arora et al. 2024
   'pooled': Pooled,  # O(N²/stride²); Fan et al. 2021
 }
 

@@ -109,6 +109,54 @@ def routing_oracle(kernel, variables, q, k, v, *, key_mask=None):
   return np.einsum('hnm,mhe->nhe', maps / np.maximum(counts, 1), v)
 
 
+def hamming_clusters(kernel, q, real):
+  """K-means on codes of queries [N D], one token after the other."""
+  n, width = q.shape
+  planes = np.random.default_rng(kernel.seed).standard_normal(
+    (width + 1, kernel.bits)
+  )
+  codes = [[x @ p[:-1] + p[-1] > 0 for p in planes.T] for x in q]
+  count = min(kernel.clusters, n)
+  centers = [codes[real[c * len(real) // count]] for c in range(count)]
+
+  def assign():
+    return [
+      int(np.argmin([sum(a != b for a, b in zip(code, center, strict=True))
+                     for center in centers]))
+      for code in codes
+    ]  # fmt: skip
+
+  for _ in range(kernel.iterations):
+    found = assign()
+    for c in range(count):
+      mine = [codes[i] for i in real if found[i] == c]
+      if mine:
+        centers[c] = [2 * sum(b) > len(mine) for b in zip(*mine, strict=True)]
+  return assign()
+
+
+def clustered_oracle(kernel, variables, q, k, v, *, key_mask=None):
+  """Vyas et al. 2020, eq. 3-6; eq. 7-10 where there is a topk."""
+  n, m, heads = len(q), len(k), q.shape[1]
+  key_mask = np.ones(m, bool) if key_mask is None else key_mask
+  real = np.flatnonzero(key_mask) if n == m else np.arange(n)
+  maps = np.zeros((heads, n, m))
+  for h in range(heads):
+    cluster = np.array(hamming_clusters(kernel, q[:, h], real))
+    for i in range(n):
+      mine = [j for j in real if cluster[j] == cluster[i]]
+      center = q[mine, h].mean(0) if mine else np.zeros(q.shape[-1])
+      scale = np.sqrt(q.shape[-1])
+      row = rows(k[:, h] @ center / scale, key_mask)
+      if hasattr(kernel, 'topk'):
+        top = np.argsort(-np.where(key_mask, row, -1))[: kernel.topk]
+        top = [j for j in top if key_mask[j]]
+        logits = k[top, h] @ q[i, h] / scale
+        row[top] = row[top].sum() * rows(logits)
+      maps[h, i] = row
+  return np.einsum('hnm,mhe->nhe', maps, v)
+
+
 FACTS = {
   'reformer': Facts(
     reformer_oracle,
@@ -146,5 +194,22 @@ FACTS = {
     ),
     row_sum=None,  # 1, or 0 where no centroid took the query
     discrete=True,  # chooses the top-w tokens
+  ),
+  'clustered': Facts(
+    clustered_oracle,
+    cases=('clustered(clusters=4, bits=35)', 'clustered(iterations=2)'),
+    limits=(Limit('clustered(clusters=13)', 'a cluster for each query'),),
+    discrete=True,  # assigns queries to clusters
+    noisy=True,  # training draws new planes
+  ),
+  'improved_clustered': Facts(
+    clustered_oracle,
+    cases=('improved_clustered(clusters=3, topk=5)',),
+    limits=(
+      Limit('improved_clustered(clusters=2)', 'topk is every key'),
+      Limit('improved_clustered(topk=1)', 'a cluster for each query'),
+    ),
+    discrete=True,  # assigns queries to clusters
+    noisy=True,  # training draws new planes
   ),
 }
