@@ -17,6 +17,7 @@ CAUSAL = {
   'performer': 'performer(features=24, causal=True, chunk={chunk})',
   'random_features': 'random_features(features=24, causal=True, chunk={chunk})',
   'cosformer': 'cosformer(causal=True, chunk={chunk})',
+  'based': 'based(causal=True, chunk={chunk})',
 }
 
 
@@ -199,7 +200,7 @@ def test_efficient_attention_mixes_columns_of_values_alike():
 @pytest.mark.parametrize(
   'spec', [
     'linear', 'performer(features=24)', 'random_features(features=24)',
-    'cosformer', 'efficient',
+    'cosformer', 'efficient', 'aft', 'based',
   ],
 )  # fmt: skip
 def test_bfloat16_inputs_lose_nothing_but_their_rounding(spec):
@@ -218,7 +219,7 @@ def test_one_token_gets_its_own_value(name):
   np.testing.assert_allclose(case.run(*inputs), inputs[2], atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['xca', 'hydra', 'focused', 'poly'])
+@pytest.mark.parametrize('name', ['xca', 'hydra', 'focused', 'poly', 'aft'])
 def test_values_of_another_width_are_refused_where_channels_mix(name):
   q, k, v = arrays(width=6)
   with pytest.raises(ValueError, match='as wide as queries; got widths 6 and'):
@@ -257,8 +258,9 @@ def test_hydra_does_not_depend_on_the_number_of_heads():
 
 
 @pytest.mark.parametrize(('n', 'm'), [(5, 9), (9, 5)])
-def test_causal_hydra_aligns_the_last_query_with_the_last_key(n, m):
-  case = case_of('hydra(causal=True)')
+@pytest.mark.parametrize('name', ['hydra', 'aft'])
+def test_running_sums_align_the_last_query_with_the_last_key(name, n, m):
+  case = case_of(f'{name}(causal=True)')
   inputs = arrays(n, m)
   np.testing.assert_allclose(
     case.run(*inputs), case.oracle(inputs), atol=1e-5
@@ -321,3 +323,12 @@ def test_poly_starts_as_the_mean_over_tokens():
   q, k, v = arrays()
   out, _ = case_of('poly').kernel.init_with_output(jax.random.key(0), q, k, v)
   np.testing.assert_allclose(out, q * (k * v).mean(1, keepdims=True), atol=1e-5)
+
+
+def test_aft_with_great_keys_neither_overflows_nor_leaks():
+  q, k, v = arrays()
+  case = case_of('aft(causal=True)')
+  out = case.run(q, 100 * k, v)
+  np.testing.assert_allclose(out, case.oracle((q, 100 * k, v)), atol=1e-5)
+  other = case.run(q, 100 * k.at[:, 6:].multiply(10), v)
+  np.testing.assert_array_equal(out[:, :6], other[:, :6])

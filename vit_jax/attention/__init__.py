@@ -64,6 +64,7 @@ from vit_jax.attention.synthesizer import (
   FactorizedRandom,
   RandomSynthesizer,
 )
+from vit_jax.attention.transformer_xl import TransformerXL
 from vit_jax.attention.xca import XCA
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -115,6 +116,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
 
 MIXERS: dict[str, type[Mixer]] = {
   'reformer': Reformer,  # O(rounds·N·chunk); Kitaev et al. 2020
+  'transformer_xl': TransformerXL,  # O(N²); Dai et al. 2019
   'synthesizer_dense': DenseSynthesizer,  # O(N²); Tay et al. 2021
   'synthesizer_factorized_dense': FactorizedDense,  # O(N²); Tay et al. 2021
   'soft': Soft,  # O(N·landmarks); Lu et al. 2021

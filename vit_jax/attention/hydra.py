@@ -81,7 +81,7 @@ class Hydra(Attention):
     return (_unit(q) * state).astype(v.dtype), state
 
   def flops(self, n: int, heads: int, width: int) -> float:
-    """The sum of products of keys and values."""
+    """The sum of keys times values; causal it is no matrix product."""
     return 2.0 * n * heads * width
 
   def temporary(self, n: int, heads: int, width: int) -> float:

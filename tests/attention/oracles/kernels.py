@@ -194,6 +194,29 @@ def poly(kernel, variables, q, k, v, *, key_mask=True):
   return out
 
 
+def aft(kernel, variables, q, k, v, *, key_mask=True):
+  """Zhai et al. 2021, AFT-simple: a map of softmax weights a channel."""
+  keep = np.broadcast_to(key_mask, (len(q), len(k)))
+  if kernel.causal:
+    keep = keep & np.tri(len(q), len(k), len(k) - len(q), dtype=bool)
+  out = np.zeros((len(q), *v.shape[1:]))
+  for h, d in np.ndindex(*v.shape[1:]):
+    logits = np.broadcast_to(k[:, h, d], (len(q), len(k)))
+    out[:, h, d] = special.expit(q[:, h, d]) * (rows(logits, keep) @ v[:, h, d])
+  return out
+
+
+def based(kernel, variables, q, k, v, *, key_mask=True):
+  """Arora et al. 2024: exp(s) to the second order, s = q·k/√D."""
+  s = np.einsum('nhd,mhd->hnm', q, k) / np.sqrt(q.shape[-1])
+  weights = (1 + s + s**2 / 2) * np.broadcast_to(key_mask, (len(k),))
+  if kernel.causal:
+    weights = weights * np.tri(len(q), len(k), len(k) - len(q))
+  total = weights.sum(-1, keepdims=True)
+  weights = np.divide(weights, total, where=total > 0, out=0 * weights)
+  return np.einsum('hnm,mhe->nhe', weights, v)
+
+
 def equal_keys(q, k, v):
   """Every key is the first key."""
   return q, np.broadcast_to(k[:, :1], k.shape), v
@@ -212,6 +235,23 @@ def mean_limit(spec, note=''):
   )  # fmt: skip
 
 
+def orthogonal_normal(variables):
+  """Rows are normal(0, I), Choromanski et al. 2021, section 2.4.
+
+  Orthogonal within blocks of D rows, and without a preferred direction: a QR
+  decomposition whose signs are not fixed has one.
+  """
+  w = variables['attention_state']['features']  # [draws F D]
+  draws, features, width = w.shape
+  error = w.std(0) / np.sqrt(draws)
+  assert np.abs(w.mean(0) / error).max() < 5
+  np.testing.assert_allclose((w**2).mean(), 1.0, atol=0.02)
+  for block in range(features // width):
+    rows = w[:, block * width : (block + 1) * width]
+    gram = np.einsum('sid,sjd->sij', rows, rows)
+    assert np.abs(gram[:, ~np.eye(width, dtype=bool)]).max() < 1e-3
+
+
 FACTS = {
   'linear': Facts(
     linear,
@@ -226,6 +266,7 @@ FACTS = {
       "performer(features=6, kernel='relu')",
       "performer(features=6, kernel='relu', causal=True, chunk=4)",
     ),
+    initial=orthogonal_normal,
     causal='performer(features=24, causal=True, chunk=4)',
     limits=(mean_limit('performer(features=8)'),),
   ),
@@ -290,6 +331,30 @@ FACTS = {
     ),
     row_sum=None,
     inputs=some_in_common,
+  ),
+  'aft': Facts(
+    aft,
+    cases=('aft',),
+    causal='aft(causal=True)',
+    limits=(
+      Limit(
+        'aft', 'equal keys, great queries: the mean of the values, as softmax',
+        inputs=lambda q, k, v: equal_keys(0 * q + 40, k, v), equals=mean,
+      ),
+    ),
+    row_sum=None,
+  ),
+  'based': Facts(
+    based,
+    cases=('based',),
+    causal='based(causal=True, chunk=4)',
+    limits=(
+      mean_limit('based'),
+      Limit(
+        'based', 'softmax of small logits, to the second order',
+        inputs=lambda q, k, v: (0.1 * q, 0.1 * k, v),
+      ),
+    ),
   ),
   'poly': Facts(
     poly,
