@@ -488,6 +488,66 @@ def test_without_positions_the_order_of_patches_does_not_matter():
   )
 
 
+@pytest.mark.parametrize(
+  ('position', 'added', 'inside'),
+  [
+    ('rotary', False, {}),
+    ('none, rotary_mixed', False, {'frequencies': (2, 2, 4)}),
+    ('learned, relative_bias', True, {'table': (3, 5, 2), 'prefix': (3, 2)}),
+    ('sincos2d, alibi', False, {}),
+    ('decomposed_bias', False, {'row': (3, 8), 'column': (5, 8)}),
+    (
+      'rotary(base=20), relative_bias', False,
+      {'relative_bias/table': (3, 5, 2), 'relative_bias/prefix': (3, 2)},
+    ),
+  ],
+)  # fmt: skip
+def test_positions_inside_attention_are_parameters_of_every_layer(
+  position, added, inside
+):
+  images = random_images(2, 8, 12, 3)
+  model = build(position=position)
+  tree = shapes_of(model, images)['params']['Transformer']
+  assert ('posembed_input' in tree) == added
+  for i in range(2):
+    layer = tree[f'encoderblock_{i}']['MultiHeadDotProductAttention_0']
+    found = traverse_util.flatten_dict(
+      layer['position'] if inside else {}, sep='/'
+    )
+    assert inside or 'position' not in layer
+    assert {k: v.shape for k, v in found.items()} == inside
+
+
+@pytest.mark.parametrize('position', ['rotary', 'rotary_mixed', 'alibi'])
+def test_positions_inside_attention_tell_the_order_of_patches(position):
+  model, images = build(position=position), random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  run = forward(model)
+  # No reflection of the grid, which distances do not tell.
+  swapped = images[:, :, np.r_[4:8, :4, 8:12]]
+  assert np.abs(run(variables, images) - run(variables, swapped)).max() > 1e-3
+  # Another grid needs no other parameters.
+  assert run(variables, random_images(2, 16, 8, 3)).shape == (2, 5)
+
+
+def test_a_bias_with_a_table_refuses_another_grid():
+  model, images = build(position='relative_bias'), random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  with pytest.raises(ValueError, match=r"'table' of shape \(3, 5, 2\) and now"):
+    forward(model)(variables, random_images(2, 12, 8, 3))
+
+
+def test_rematerialised_blocks_take_positions_inside_attention():
+  images = random_images(2, 8, 12, 3)
+  model = build(position='rotary, alibi')
+  variables = random_variables(model, images)
+  np.testing.assert_allclose(
+    forward(model)(variables, images),
+    forward(model.clone(remat=True))(variables, images),
+    atol=1e-5,
+  )
+
+
 def test_an_unregistered_attention_class_works_as_a_partial():
   class Mine(attention.Attention):
     """The mean of the values, whatever the queries."""
@@ -540,6 +600,21 @@ def test_each_layer_has_the_attention_of_its_spec():
     ({'image_size': 9}, (1, 8, 8, 3), r'9×9 .*patches of 4×4.* 8×8'),
     ({'classifier': 'tok'}, None, "'tok'; choices: token, gap, map"),
     ({'position': 'learnt'}, None, "'learnt'; choices: learned, sincos2d, no"),
+    ({'position': 'learned, sincos2d'}, None, 'inside attention: rotary'),
+    ({'position': 'rotary(bas=3)'}, None, "no option 'bas'"),
+    ({'position': ''}, None, "position=''; choices: learned"),
+    (
+      {'position': 'alibi', 'attention': 'linear'}, None,
+      'Linear does not honour bias=; these do: .*Softmax',
+    ),
+    (
+      {'position': 'rotary', 'attention': sorted(attention.MIXERS)[0]}, None,
+      "is a whole layer .*position='rotary'",
+    ),
+    (
+      {'position': 'rotary', 'patch_dropout_rate': 0.5}, None,
+      "leaves no grid for the positions inside attention, 'rotary'",
+    ),
     ({'gelu': 'erf'}, None, "gelu='erf'; choices: tanh, exact"),
     ({'num_heads': 3}, None, 'width 16 is not divisible by num_heads=3'),
     ({'attention': 'softmaxx'}, None, "'softmaxx'; did you mean 'softmax'"),

@@ -40,11 +40,13 @@ def entmax(
   size = inside.sum(-1, keepdims=True)
   mean = jnp.where(inside, z, 0.0).sum(-1, keepdims=True) / size
   if alpha == 2:
-    weights = jnp.maximum(z - mean + 1 / size, 0.0)
+    above = z - mean + 1 / size
   else:
     spread = jnp.where(inside, (z - mean) ** 2, 0.0).sum(-1, keepdims=True)
-    left = jnp.maximum(1 - spread, 1e-12) / size
-    weights = jnp.maximum(z - mean + jnp.sqrt(left), 0.0) ** 2
+    above = z - mean + jnp.sqrt(jnp.maximum(1 - spread, 1e-12) / size)
+  # A maximum with 0 would share its gradient with those that are just outside.
+  above = jnp.where(inside & (above > 0), above, 0.0)
+  weights = above if alpha == 2 else above**2
   return jnp.where(keep, weights, 0.0)
 
 
