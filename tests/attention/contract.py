@@ -644,6 +644,16 @@ def check_grid(built):
   assert f'takes {N} tokens, not {N - 1}' in message, message
 
 
+def check_initial(built):
+  """What is drawn at random is distributed as the paper says."""
+  if built.facts.initial is None:
+    return
+  inputs = built.inputs()
+  init = lambda key: built.kernel.init(key, *inputs)  # noqa: E731
+  keys = jax.random.split(jax.random.key(0), 4000)
+  built.facts.initial(wide(jax.jit(jax.vmap(init))(keys)))
+
+
 def check_described(built):
   """It says what the generated table needs."""
   for name in ('family', 'published', 'cost', 'source', 'sequential'):

@@ -72,6 +72,8 @@ class Facts:
       for a mixer).
     adjust: changes the jittered variables where the contract needs valid ones
       (positive temperatures), tree → tree of jax arrays.
+    initial: asserts what the paper says of the variables as they are drawn,
+      given 4,000 draws of them: a tree with a leading axis.
     causal: spec of the causal form, None without one. It is held to the oracle
       too, and to its own step-by-step decoding.
     inputs: changes the contract's (q, k, v) or (x,), e.g. scales them.
@@ -90,6 +92,7 @@ class Facts:
   limits: tuple[Limit, ...]
   row_sum: float | None = 1.0
   adjust: Callable = same
+  initial: Callable | None = None
   causal: str | None = None
   inputs: Callable = lambda *arrays: arrays
   discrete: bool = False
