@@ -10,9 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-
-from vit_jax import specs
-from vit_jax.attention import positions
 from vit_jax.attention.adaptive_span import AdaptiveSpan
 from vit_jax.attention.aft import AFT
 from vit_jax.attention.base import Attention, attend_with
@@ -22,6 +19,12 @@ from vit_jax.attention.clustered import Clustered, ImprovedClustered
 from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
+from vit_jax.attention.downsampling import (
+  FunnelAttention,
+  PoolingAttention,
+  PoolingByAttention,
+  TokenMerging,
+)
 from vit_jax.attention.efficient import Efficient
 from vit_jax.attention.entmax import Entmax
 from vit_jax.attention.focused import Focused
@@ -66,6 +69,9 @@ from vit_jax.attention.synthesizer import (
 )
 from vit_jax.attention.transformer_xl import TransformerXL
 from vit_jax.attention.xca import XCA
+
+from vit_jax import specs
+from vit_jax.attention import positions
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
@@ -280,7 +286,8 @@ def as_attention_fn(
 
 
 __all__ = [
-  'ATTENTIONS', 'MIXERS', 'Attention', 'Mixer', 'MultiHeadDotProductAttention',
-  'Softmax', 'as_attention_fn', 'attend_with', 'build', 'layer', 'layers',
-  'positioned', 'positions',
+  'ATTENTIONS', 'MIXERS', 'Attention', 'FunnelAttention', 'Mixer',
+  'MultiHeadDotProductAttention', 'PoolingAttention', 'PoolingByAttention',
+  'Softmax', 'TokenMerging', 'as_attention_fn', 'attend_with', 'build', 'layer',
+  'layers', 'positioned', 'positions',
 ]  # fmt: skip
