@@ -10,13 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+
+from vit_jax import specs
+from vit_jax.attention import positions
 from vit_jax.attention.adaptive_span import AdaptiveSpan
 from vit_jax.attention.aft import AFT
+from vit_jax.attention.axial import Axial
 from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.based import Based
 from vit_jax.attention.chunked import Chunked
 from vit_jax.attention.clustered import Clustered, ImprovedClustered
 from vit_jax.attention.cosformer import CosFormer
+from vit_jax.attention.compressive import Compressive
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
 from vit_jax.attention.downsampling import (
@@ -27,6 +32,7 @@ from vit_jax.attention.downsampling import (
 )
 from vit_jax.attention.efficient import Efficient
 from vit_jax.attention.entmax import Entmax
+from vit_jax.attention.focal import Focal
 from vit_jax.attention.focused import Focused
 from vit_jax.attention.fourier import Average, Fourier
 from vit_jax.attention.gated import Gated
@@ -44,6 +50,7 @@ from vit_jax.attention.local import (
   Sliding,
   Window,
 )
+from vit_jax.attention.longformer import ETC, Longformer
 from vit_jax.attention.luna import Luna
 from vit_jax.attention.memory_compressed import MemoryCompressed
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
@@ -61,6 +68,14 @@ from vit_jax.attention.set_transformer import InducedSetAttention
 from vit_jax.attention.sinkhorn import Sinkhorn, SortCut
 from vit_jax.attention.soft import Soft
 from vit_jax.attention.softmax import Softmax
+from vit_jax.attention.sparse import (
+  AnyPattern,
+  BigBird,
+  CrissCross,
+  Fixed,
+  Strided,
+)
+from vit_jax.attention.swin import Swin
 from vit_jax.attention.synthesizer import (
   DenseSynthesizer,
   FactorizedDense,
@@ -69,9 +84,6 @@ from vit_jax.attention.synthesizer import (
 )
 from vit_jax.attention.transformer_xl import TransformerXL
 from vit_jax.attention.xca import XCA
-
-from vit_jax import specs
-from vit_jax.attention import positions
 
 ATTENTIONS: dict[str, type[Attention]] = {
   'softmax': Softmax,  # O(N²), exact; Vaswani et al. 2017
@@ -102,6 +114,16 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'dilated': Dilated,  # O(N·size²); Beltagy et al. 2020
   'image1d': Image1D,  # O(N·(size + memory)); Parmar et al. 2018
   'image2d': Image2D,  # O(N·(size + memory)²); Parmar et al. 2018
+  'swin': Swin,  # O(N·size²); Liu et al. 2021
+  'axial': Axial,  # O(N·√N); Ho et al. 2019
+  'criss_cross': CrissCross,  # O(N·√N); Huang et al. 2019
+  'focal': Focal,  # O(N·(size² + cells)); Yang et al. 2021
+  'strided': Strided,  # O(N·(size + N/size)); Child et al. 2019
+  'fixed': Fixed,  # O(N·(size + summary·N/size)); Child et al. 2019
+  'longformer': Longformer,  # O(N·(size² + globals)); Beltagy et al. 2020
+  'etc': ETC,  # O(N·(radius + globals)); Ainslie et al. 2020
+  'bigbird': BigBird,  # O(N·block·(5 + random)); Zaheer et al. 2020
+  'pattern': AnyPattern,  # O(kept pairs); any expression of patterns
   'random_features': RandomFeatures,  # O(N·features·D); Peng et al. 2021
   'cosformer': CosFormer,  # O(N·D²); Qin et al. 2022
   'efficient': Efficient,  # O(N·D²); Shen et al. 2021
@@ -123,6 +145,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
 MIXERS: dict[str, type[Mixer]] = {
   'reformer': Reformer,  # O(rounds·N·chunk); Kitaev et al. 2020
   'transformer_xl': TransformerXL,  # O(N²); Dai et al. 2019
+  'compressive': Compressive,  # O(N²); Rae et al. 2020
   'synthesizer_dense': DenseSynthesizer,  # O(N²); Tay et al. 2021
   'synthesizer_factorized_dense': FactorizedDense,  # O(N²); Tay et al. 2021
   'soft': Soft,  # O(N·landmarks); Lu et al. 2021

@@ -219,6 +219,22 @@ class Arrays(NamedTuple):
   segments: Int[Array, 'B N'] | None = None
   relative: Callable[[Tokens, Tokens], Array] | None = None
 
+  def of_heads(
+    self, heads: slice, relative: Callable[[Tokens, Tokens], Array] | None
+  ) -> 'Arrays':
+    """These for some of the heads, and with a bias of positions."""
+
+    def some(x):
+      return x if x is None or x.shape[1] == 1 else x[:, heads]
+
+    if relative is None:
+      bias = None
+    else:
+      bias = lambda query, key: relative(query, key)[heads]  # noqa: E731
+    return self._replace(
+      mask=some(self.mask), bias=some(self.bias), relative=bias
+    )
+
 
 def attend(
   q: Float[Array, 'B H N D'],

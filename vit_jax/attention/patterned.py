@@ -10,19 +10,13 @@ import numpy as np
 
 from vit_jax.attention import blocks
 from vit_jax.attention.algebra import Layout, Pattern, PerHead, Tokens, mask
-from vit_jax.attention.base import (
-  Attention,
-  refuse_cross,
-  refuse_other_grid,
-  softmax_of,
-)
+from vit_jax.attention.base import refuse_cross, softmax_of
+from vit_jax.attention.gathered import Gathered
 from vit_jax.attention.patterns import Causal, Prefix
 from vit_jax.shapes import Array, Bool, Float, Int
 
-ENGINES = ('auto', 'blocks', 'dense')
 
-
-class Patterned(Attention):
+class Patterned(Gathered):
   """softmax(Q Kᵀ / √D + bias) V over the pairs that `pattern()` keeps.
 
   Prefix tokens see and are seen by all. A subclass defines `pattern`, and
@@ -31,19 +25,9 @@ class Patterned(Attention):
 
   Attributes:
     causal: query i sees of the pattern only keys up to i.
-    dropout_rate: of the attention weights, in training.
-    engine: 'blocks' computes blocks of kept pairs, 'dense' all pairs; 'auto'
-      is 'blocks' unless its blocks hold half of all pairs or more.
-    block: most queries that share a list of keys; 0 chooses it.
   """
 
   causal: bool = False
-  dropout_rate: float = 0.0
-  engine: str = 'auto'
-  block: int = 0
-
-  # Whether a sequence is taken as the nearly square grid.
-  planar = False
 
   def pattern(self) -> Pattern | PerHead:
     """Which keys a query keeps, apart from prefix and causality."""
@@ -101,40 +85,15 @@ class Patterned(Attention):
     order, found = [], []
     for i, pattern in enumerate(patterns[:heads]):
       of = slice(i, None, len(patterns))
-      given = dict(arrays)
-      for name in ('mask', 'bias'):
-        if given.get(name) is not None and given[name].shape[1] > 1:
-          given[name] = given[name][:, of]
-      if relative is not None:
-        given['relative'] = lambda a, b, of=of: relative(a, b)[of]
-      given = blocks.Arrays(**given)
-      found.append(
-        blocks.attend(
-          q[:, of],
-          [(p, k[:, of], v[:, of], given) for p in self.plan(pattern, layout)],
-          self.drop(train),
-        )
-      )
       order += range(heads)[of]
+      given = blocks.Arrays(**arrays).of_heads(of, relative)
+      parts = self.plan(pattern, layout, layout)
+      parts = [(part, k[:, of], v[:, of], given) for part in parts]
+      found.append(blocks.attend(q[:, of], parts, self.drop(train)))
     out = found[0]
     if len(found) > 1:
       out = jnp.concatenate(found, axis=1)[:, np.argsort(order)]
     return out.swapaxes(1, 2)
-
-  def drop(self, train: bool) -> Callable[[Array], Array]:
-    """Dropout of attention weights."""
-    if train and self.dropout_rate > 0:
-      return lambda x: nn.Dropout(self.dropout_rate)(x, deterministic=False)
-    return lambda x: x
-
-  def layout(self, n: int) -> Layout:
-    """Where the n tokens lie.
-
-    Raises:
-      ValueError: prefix and grid do not make n tokens.
-    """
-    refuse_other_grid(self, n)
-    return Layout.of(n, self.grid, self.prefix, self.planar)
 
   def complete(self, pattern: Pattern) -> Pattern:
     """The pattern with prefix and causality."""
@@ -145,37 +104,17 @@ class Patterned(Attention):
   def patterns(self) -> tuple[Pattern, ...]:
     """The complete patterns, of head h the h-th, modulo their number."""
     found = self.pattern()
-    found = found.patterns if isinstance(found, PerHead) else (found,)
-    return tuple(map(self.complete, found))
-
-  def plan(self, pattern: Pattern, layout: Layout) -> tuple[blocks.Part, ...]:
-    """The blocks that are computed.
-
-    Raises:
-      ValueError: no such engine.
-    """
-    if self.engine not in ENGINES:
-      raise ValueError(f'engine={self.engine!r}; choices: {", ".join(ENGINES)}')
-    dense = blocks.whole(pattern, layout, layout)
-    if self.engine == 'dense':
-      return dense
-    found = blocks.plan(pattern, layout, layout, self.block)
-    if self.engine == 'auto' and 2 * blocks.pairs(found) >= layout.n**2:
-      return dense
-    return found
+    some = found.patterns if isinstance(found, PerHead) else (found,)
+    return tuple(map(self.complete, some))
 
   def plans(
     self, n: int, heads: int
   ) -> list[tuple[int, tuple[blocks.Part, ...]]]:
-    """(heads, plan) of every pattern; at another n on a nearly square grid."""
-    grid, patterns = self.grid, self.patterns()
-    if grid is not None and self.prefix + grid[0] * grid[1] != n:
-      grid = None
-    layout = Layout.of(n, grid, self.prefix, self.planar or bool(self.grid))
-    return [
-      (len(range(heads)[i :: len(patterns)]), self.plan(pattern, layout))
-      for i, pattern in enumerate(patterns[:heads])
-    ]
+    """(heads, plan) of every pattern."""
+    layout, patterns = self.any_layout(n), self.patterns()
+    counts = [len(range(heads)[i :: len(patterns)]) for i in range(heads)]
+    found = [self.plan(p, layout, layout) for p in patterns[:heads]]
+    return list(zip(counts, found, strict=False))
 
   def support(self, n: int) -> np.ndarray:
     """Which pairs are kept, Bool[N N], or Bool[P N N] of several patterns."""
@@ -185,22 +124,6 @@ class Patterned(Attention):
       mask(p, n, grid, self.prefix, self.planar) for p in self.patterns()
     ]
     return found[0] if len(found) == 1 else np.stack(found)
-
-  def flops(self, n: int, heads: int, width: int) -> float:
-    """4 · heads · width · the pairs in the blocks, padding included."""
-    return 4.0 * width * sum(
-      count * blocks.pairs(parts) for count, parts in self.plans(n, heads)
-    )
-
-  def temporary(self, n: int, heads: int, width: int) -> float:
-    """Logits, weights and masks of the blocks, and the gathered keys."""
-    total = 0.0
-    for count, parts in self.plans(n, heads):
-      total += count * (
-        4 * blocks.pairs(parts) + 4 * width * blocks.gathered(parts)
-        + (4 + 4 * len(parts)) * n * width
-      )  # fmt: skip
-    return 4.0 * total
 
   def init_state(
     self, batch: int, length: int, heads: int, width: int, dtype: Any

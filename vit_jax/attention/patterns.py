@@ -192,55 +192,67 @@ class _InSequence(_Sized):
     return tokens.place // block
 
 
-class Band(_InSequence):
+@dataclasses.dataclass(frozen=True)
+class _Spaced(_InSequence):
+  """Without a size it is the columns of the grid: √N in a sequence."""
+
+  size: int | None = None
+
+  def _of(self, layout: Layout) -> int:
+    return self.size or layout.columns
+
+
+class Band(_Spaced):
   """Fewer than `size` places away: |i - j| < size. Child et al. 2019."""
 
   def keep(self, query: Tokens, key: Tokens) -> Any:
     """See `Pattern`."""
-    return abs(query.place - key.place) < self.size
+    return abs(query.place - key.place) < self._of(key.layout)
 
   def candidates(self, query: Tokens, key: Layout) -> np.ndarray:
     """Those around."""
-    return self._around(query, key, self.size - 1)
+    return self._around(query, key, self._of(key) - 1)
 
 
-class Chunk(_InSequence):
+class Chunk(_Spaced):
   """The same of consecutive chunks: ⌊i/size⌋ = ⌊j/size⌋. Child et al. 2019."""
 
   def keep(self, query: Tokens, key: Tokens) -> Any:
     """See `Pattern`."""
-    return query.place // self.size == key.place // self.size
+    size = self._of(key.layout)
+    return query.place // size == key.place // size
 
   def order(self, tokens: Tokens, block: int) -> np.ndarray:
     """By chunk."""
-    return tokens.place // self.size
+    return tokens.place // self._of(tokens.layout)
 
   def candidates(self, query: Tokens, key: Layout) -> np.ndarray:
     """Those around."""
-    return self._around(query, key, self.size - 1)
+    return self._around(query, key, self._of(key) - 1)
 
 
-class Strided(_InSequence):
+class Strided(_Spaced):
   """Every `size`-th: (i - j) mod size = 0. Child et al. 2019."""
 
   def keep(self, query: Tokens, key: Tokens) -> Any:
     """See `Pattern`."""
-    return (query.place - key.place) % self.size == 0
+    return (query.place - key.place) % self._of(key.layout) == 0
 
   def order(self, tokens: Tokens, block: int) -> np.ndarray:
     """By residue."""
-    return tokens.place % self.size
+    return tokens.place % self._of(tokens.layout)
 
   def candidates(self, query: Tokens, key: Layout) -> np.ndarray:
     """Those of the residues of the queries."""
-    residues = np.unique(query.place % self.size)
-    place = np.arange(0, key.length, self.size, dtype=np.int32)
+    size = self._of(key)
+    residues = np.unique(query.place % size)
+    place = np.arange(0, key.length, size, dtype=np.int32)
     place = np.add.outer(place, residues).ravel()
     return key.prefix + place[place < key.length]
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary(_InSequence):
+class Summary(_Spaced):
   """The last `count` of every `size` keys: j mod size ≥ size - count.
 
   Child et al. 2019, the fixed pattern's second head.
@@ -250,15 +262,17 @@ class Summary(_InSequence):
 
   def keep(self, query: Tokens, key: Tokens) -> Any:
     """See `Pattern`."""
-    return key.place % self.size >= self.size - self.count
+    size = self._of(key.layout)
+    return key.place % size >= size - self.count
 
   def order(self, tokens: Tokens, block: int) -> None:
     """All queries keep the same."""
 
   def candidates(self, query: Tokens, key: Layout) -> np.ndarray:
     """The summaries."""
+    size = self._of(key)
     place = np.arange(key.length, dtype=np.int32)
-    return key.prefix + place[place % self.size >= self.size - self.count]
+    return key.prefix + place[place % size >= size - self.count]
 
 
 @dataclasses.dataclass(frozen=True)
