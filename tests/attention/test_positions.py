@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vit_jax import attention
-from vit_jax.attention import positions
+from vit_jax.attention import position_bias, positions
 
 GRID, PREFIX, H, D = (3, 4), 2, 3, 8
 N = PREFIX + 12
@@ -184,23 +184,23 @@ def test_relative_keys_are_clipped_and_scaled():
 
 def test_alibis_slopes_are_the_published_ones():
   np.testing.assert_allclose(
-    positions.slopes(8), [1 / 2**i for i in range(1, 9)]
+    position_bias.slopes(8), [1 / 2**i for i in range(1, 9)]
   )
   np.testing.assert_allclose(
-    positions.slopes(16), [2 ** (-i / 2) for i in range(1, 17)]
+    position_bias.slopes(16), [2 ** (-i / 2) for i in range(1, 17)]
   )
   # The authors' rule for 12 heads: 8, and every other one of 16.
   np.testing.assert_allclose(
-    positions.slopes(12),
+    position_bias.slopes(12),
     [*(1 / 2**i for i in range(1, 9)), *(2 ** -(i + 0.5) for i in range(4))],
   )
-  assert positions.slopes(1) == [2**-8]
+  assert position_bias.slopes(1) == [2**-8]
 
 
 def test_alibi_falls_with_the_distance():
   q, k = arrays(6)
   bias = build('alibi').apply({}, q, k)[2]
-  slope = np.array(positions.slopes(H))[:, None, None]
+  slope = np.array(position_bias.slopes(H))[:, None, None]
   distance = abs(np.arange(6)[:, None] - np.arange(6))
   np.testing.assert_allclose(bias[0], -slope * distance, rtol=1e-6)
   bias = build('alibi', **GRIDDED).apply({}, *arrays())[2]

@@ -14,7 +14,7 @@ from vit_jax.attention.base import (
   softmax_of,
 )
 from vit_jax.attention.dense_map import mix
-from vit_jax.attention.positions import both, differences, places
+from vit_jax.attention.places import both, differences, places
 from vit_jax.shapes import Array, Bool, Float
 
 
