@@ -219,7 +219,7 @@ def test_one_token_gets_its_own_value(name):
   np.testing.assert_allclose(case.run(*inputs), inputs[2], atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['xca', 'hydra', 'focused', 'poly', 'aft'])
+@pytest.mark.parametrize('name', ['xca', 'hydra', 'focused', 'aft'])
 def test_values_of_another_width_are_refused_where_channels_mix(name):
   q, k, v = arrays(width=6)
   with pytest.raises(ValueError, match='as wide as queries; got widths 6 and'):
@@ -318,11 +318,6 @@ def test_focused_names_its_wrong_options(spec, message):
   with pytest.raises(ValueError, match=message):
     attention.build(spec).init(jax.random.key(0), *arrays())
 
-
-def test_poly_starts_as_the_mean_over_tokens():
-  q, k, v = arrays()
-  out, _ = case_of('poly').kernel.init_with_output(jax.random.key(0), q, k, v)
-  np.testing.assert_allclose(out, q * (k * v).mean(1, keepdims=True), atol=1e-5)
 
 
 def test_aft_with_great_keys_neither_overflows_nor_leaks():

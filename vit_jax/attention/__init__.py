@@ -59,7 +59,6 @@ from vit_jax.attention.optimal import LOTFormer, Sinkformer
 from vit_jax.attention.perceiver import Perceiver
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
-from vit_jax.attention.poly import Poly
 from vit_jax.attention.random_features import RandomFeatures
 from vit_jax.attention.reduction import ConvProjection, Pooled, SpatialReduction
 from vit_jax.attention.reformer import Reformer
@@ -136,7 +135,6 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'xca': XCA,  # O(N·D²); El-Nouby et al. 2021
   'hydra': Hydra,  # O(N·D); Bolya et al. 2022
   'focused': Focused,  # O(N·(D² + kernel_size²·D)); Han et al. 2023
-  'poly': Poly,  # O(N·D); Babiloni et al. 2023
   'aft': AFT,  # O(N·D); Zhai et al. 2021
   'based': Based,  # O(N·D³); Arora et al. 2024
   'pooled': Pooled,  # O(N²/stride²); Fan et al. 2021

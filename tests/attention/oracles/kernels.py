@@ -184,16 +184,6 @@ def without_convolution(tree):
   return {'params': {'depthwise': {'kernel': 0 * kernel}}}
 
 
-def poly(kernel, variables, q, k, v, *, key_mask=True):
-  """The formula, by loops over queries and keys."""
-  keep = np.broadcast_to(key_mask, (len(k),))
-  p1, p2 = (variables['params'][name][..., None] for name in ('p1', 'p2'))
-  out = np.zeros((len(q), *v.shape[1:]))
-  for i, j in np.ndindex(len(q), len(k)):
-    out[i] += p1[i] * q[i] * p2[j] * keep[j] * k[j] * v[j]
-  return out
-
-
 def aft(kernel, variables, q, k, v, *, key_mask=True):
   """Zhai et al. 2021, AFT-simple: a map of softmax weights a channel."""
   keep = np.broadcast_to(key_mask, (len(q), len(k)))
@@ -355,19 +345,5 @@ FACTS = {
         inputs=lambda q, k, v: (0.1 * q, 0.1 * k, v),
       ),
     ),
-  ),
-  'poly': Facts(
-    poly,
-    cases=('poly',),
-    limits=(
-      Limit(
-        'poly', 'p1 = p2 = q = k = 1: the sum of the values',
-        variables=lambda tree: jax.tree.map(lambda x: 0 * x + 1, tree),
-        inputs=lambda q, k, v: (0 * q + 1, 0 * k + 1, v),
-        equals=lambda q, k, v: len(v) * mean(q, k, v),
-      ),
-    ),
-    row_sum=None,
-    fixed_length=True,
   ),
 }
