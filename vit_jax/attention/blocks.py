@@ -286,8 +286,9 @@ def _table_powers(q, part: Part, table: Table, k, v, arrays: Arrays, drop):
   if table.pairs > CONSTANT:
     # The barrier keeps XLA from evaluating the masks while it compiles.
     rows, columns = jax.lax.optimization_barrier((rows, columns))
-  query = part.query.tokens(rows[:, :, None])
-  key = part.key.tokens(columns[:, None, :])
+  # Padding stands for the last token, so that patterns may index by it.
+  query = part.query.tokens(rows.clip(0, part.query.n - 1)[:, :, None])
+  key = part.key.tokens(columns.clip(0, part.key.n - 1)[:, None, :])
   all_rows = _is_all(table.queries, part.query.n)
   all_keys = _is_all(table.keys, part.key.n)
 
@@ -314,7 +315,7 @@ def _table_powers(q, part: Part, table: Table, k, v, arrays: Arrays, drop):
     logits += of_pairs(arrays.bias).astype(jnp.float32)
   if arrays.relative is not None:
     logits += arrays.relative(query, key).astype(jnp.float32)[None]
-  keep = part.pattern.keep(query, key) & (key.index < part.key.n)
+  keep = part.pattern.keep(query, key) & (columns < part.key.n)[:, None, :]
   always = isinstance(keep, np.ndarray) and keep.all()
   keep = [] if always else [keep[None, None]]
   if arrays.key_mask is not None:
