@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attention.contract import C, D, H, MASK, N, arrays, jitter
+from attention.contract import C, D, H, MASK, N, arrays, jitter, wide
+from attention.oracles.memory import luna_oracle
 from vit_jax import attention
 from vit_jax.attention.strides import Windows
 
@@ -78,6 +79,14 @@ def test_luna_projects_its_keys_only_where_widths_differ():
   )
   assert shapes(D) == {'memory': (1, H, 3, D)}
   assert shapes(6) == {'memory': (1, H, 3, D), 'unpack_keys': (H, 6, D)}
+  inputs = arrays(width=6)
+  variables = variables_of(kernel, *inputs)
+  expected = luna_oracle(
+    kernel, wide(variables), *(wide(x[0]) for x in inputs)
+  )
+  np.testing.assert_allclose(
+    kernel.apply(variables, *inputs)[0], expected, atol=1e-5
+  )
 
 
 def test_isab_is_invariant_to_repeating_the_set():

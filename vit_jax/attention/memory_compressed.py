@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, powers_of
+from vit_jax.attention.base import Attention, powers_of, refuse_acausal
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -34,6 +34,7 @@ class MemoryCompressed(Attention):
   cost = 'N²/stride'
   source = 'Liu et al. 2018'
   cross = True
+  mixes_channels = True
 
   stride: int = 3
   causal: bool = False
@@ -103,7 +104,7 @@ class MemoryCompressed(Attention):
     self, batch: int, length: int, heads: int, width: int, dtype: Any
   ) -> Any:
     """The compressed keys and values, and the tokens of the next one."""
-    super().init_state(batch, 0, heads, width, dtype)  # refuses
+    refuse_acausal(self)
     empty = lambda n: jnp.zeros((2, batch, n, heads, width), dtype)  # noqa: E731
     return {
       'step': jnp.zeros((), jnp.int32), 'block': empty(self.stride),
