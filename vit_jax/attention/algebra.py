@@ -231,26 +231,3 @@ class PerHead:
   """Head h keeps what `patterns[h % len(patterns)]` keeps."""
 
   patterns: tuple[Pattern, ...]
-
-
-def mask(
-  pattern: Any,
-  n: int,
-  grid: tuple[int, int] | None = None,
-  prefix: int = 0,
-  planar: bool = False,
-) -> np.ndarray:
-  """The pattern as Bool[N N], query × key; of a `PerHead`, Bool[P N N].
-
-  It is the pattern as it is written: prefix tokens see everything only where
-  it says so. An attention by a pattern may be given instead: then the layout is
-  the attention's, and its prefix and causality are in the mask.
-  """
-  if hasattr(pattern, 'support'):
-    return pattern.support(n)
-  if isinstance(pattern, PerHead):
-    found = [mask(p, n, grid, prefix, planar) for p in pattern.patterns]
-    return np.stack(found)
-  tokens = Layout.of(n, grid, prefix, planar).tokens(np.arange(n))
-  kept = pattern.keep(tokens[:, None], tokens[None])
-  return np.broadcast_to(kept, (n, n))

@@ -6,9 +6,9 @@ import flax.linen as nn
 import numpy as np
 
 from vit_jax.attention import blocks
-from vit_jax.attention.algebra import Pattern, mask
+from vit_jax.attention.algebra import Pattern
 from vit_jax.attention.patterned import Patterned, put
-from vit_jax.attention.patterns import Column, Row
+from vit_jax.attention.patterns import Column, Row, kept
 from vit_jax.shapes import Array, Bool, Float, Int
 
 
@@ -67,11 +67,7 @@ class Axial(Patterned):
   def support(self, n: int) -> np.ndarray:
     """What reaches a query by way of its column."""
     layout = self.layout(n)
-    row, column = (
-      mask(p, n, (layout.rows, layout.columns) if self.grid else None,
-           self.prefix, planar=True)
-      for p in self.passes()
-    )  # fmt: skip
+    row, column = (kept(p, layout) for p in self.passes())
     return column.astype(np.float32) @ row.astype(np.float32) > 0
 
   def init_state(

@@ -133,7 +133,8 @@ def _typical(pattern: Pattern, query: Layout, key: Layout) -> int:
 
   Shorter blocks gather each key more often, longer ones mask most pairs.
   """
-  some = np.unique(np.linspace(0, query.n - 1, 9).astype(np.int32))
+  # Multiples of the golden ratio: evenly spread, and over the columns too.
+  some = np.unique((np.arange(1, 12) * 0.618034 % 1 * query.n).astype(np.int32))
   counts = [
     _kept(pattern, query.tokens(i), key)[1].sum() for i in some[:, None]
   ]

@@ -87,7 +87,7 @@ class Gathered(Attention):
     total = 0.0
     for count, parts in self.plans(n, heads):
       total += count * (
-        4 * blocks.pairs(parts) + 4 * width * blocks.gathered(parts)
-        + (4 + 4 * len(parts)) * n * width
+        3 * blocks.pairs(parts) + 3 * width * blocks.gathered(parts)
+        + (3 + 3 * len(parts)) * n * width
       )  # fmt: skip
     return 4.0 * total

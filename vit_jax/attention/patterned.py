@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.attention import blocks
-from vit_jax.attention.algebra import Layout, Pattern, PerHead, Tokens, mask
+from vit_jax.attention.algebra import Layout, Pattern, PerHead, Tokens
 from vit_jax.attention.base import refuse_cross, softmax_of
 from vit_jax.attention.gathered import Gathered
-from vit_jax.attention.patterns import Causal, Prefix
+from vit_jax.attention.patterns import Causal, Prefix, kept
 from vit_jax.shapes import Array, Bool, Float, Int
 
 
@@ -119,10 +119,7 @@ class Patterned(Gathered):
   def support(self, n: int) -> np.ndarray:
     """Which pairs are kept, Bool[N N], or Bool[P N N] of several patterns."""
     layout = self.layout(n)
-    grid = (layout.rows, layout.columns) if self.grid else None
-    found = [
-      mask(p, n, grid, self.prefix, self.planar) for p in self.patterns()
-    ]
+    found = [kept(p, layout) for p in self.patterns()]
     return found[0] if len(found) == 1 else np.stack(found)
 
   def init_state(

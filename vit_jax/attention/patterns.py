@@ -23,7 +23,6 @@ from vit_jax.attention.algebra import (
   Pattern,
   PerHead,
   Tokens,
-  mask,
 )
 
 
@@ -384,10 +383,6 @@ class Causal(Pattern):
     """See `Pattern`."""
     return key.index <= query.index
 
-  def candidates(self, query: Tokens, key: Layout) -> np.ndarray:
-    """All up to the last query."""
-    return np.arange(query.index.max() + 1, dtype=np.int32)
-
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Pattern):
@@ -484,7 +479,8 @@ class Random(_InSequence):
   seed: int = 0
 
   def _picks(self, length: int) -> np.ndarray:
-    return _random_blocks(-(-length // self.size), self.count, self.seed)
+    blocks = max(-(-length // self.size), 1)
+    return _random_blocks(blocks, self.count, self.seed)
 
   def keep(self, query: Tokens, key: Tokens) -> Any:
     """See `Pattern`."""
@@ -575,6 +571,34 @@ def _read(node: ast.expr) -> Pattern:
   return specs.build(ast.unparse(node), PATTERNS, 'pattern')
 
 
+def mask(
+  pattern: Any,
+  n: int,
+  grid: tuple[int, int] | None = None,
+  prefix: int = 0,
+  planar: bool = False,
+) -> np.ndarray:
+  """The pattern as Bool[N N], query × key; of a `PerHead`, Bool[P N N].
+
+  Prefix tokens see and are seen by all. An attention by a pattern may be given
+  instead: then layout and causality are the attention's own.
+  """
+  if hasattr(pattern, 'support'):
+    return pattern.support(n)
+  if isinstance(pattern, PerHead):
+    found = [mask(p, n, grid, prefix, planar) for p in pattern.patterns]
+    return np.stack(found)
+  layout = Layout.of(n, grid, prefix, planar)
+  return kept(pattern | Prefix() if prefix else pattern, layout)
+
+
+def kept(pattern: Pattern, layout: Layout) -> np.ndarray:
+  """The pattern, as it is written, as Bool[N N]; in memory O(N²)."""
+  tokens = layout.tokens(np.arange(layout.n, dtype=np.int32))
+  found = pattern.keep(tokens[:, None], tokens[None])
+  return np.broadcast_to(found, (layout.n, layout.n))
+
+
 __all__ = [
-  'PATTERNS', 'Layout', 'Pattern', 'PerHead', 'Tokens', 'mask', 'parse',
+  'PATTERNS', 'Layout', 'Pattern', 'PerHead', 'Tokens', 'kept', 'mask', 'parse',
 ]  # fmt: skip
