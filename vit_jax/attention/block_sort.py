@@ -62,6 +62,8 @@ class BlockSort(Attention):
       raise ValueError(f'blocks={self.blocks} must be 1 or more')
     if self.iterations < 1:
       raise ValueError(f'iterations={self.iterations} must be 1 or more')
+    if not self.temperature > 0:
+      raise ValueError(f'temperature={self.temperature} must be positive')
 
   def _sizes(self, n: int) -> tuple[int, int]:
     """Number and length of the blocks, for n tokens with the prefix."""
@@ -125,7 +127,13 @@ class BlockSort(Attention):
       log_shares = balance(
         scores, self.iterations, temperature=self.temperature, keep=keep
       )
-    return mix(jnp.exp(log_shares)[:, :, :places], kv, there)
+    shares = jnp.exp(log_shares)
+    if places is not None:
+      if there is not None:  # places of blocks without a token come last
+        first = jnp.argsort(~rows, axis=2, stable=True)
+        shares = jnp.take_along_axis(shares, first, axis=2)
+      shares = shares[:, :, :places]
+    return mix(shares, kv, there)
 
   def _attend(self, q, kv, mass, train):
     """softmax(q kᵀ / √D + mass) v over the last but one axis of [k, v]."""
