@@ -7,7 +7,7 @@ import pytest
 
 from attention.oracles.facts import softmax
 from vit_jax import attention
-from vit_jax.attention import blocks, patterns
+from vit_jax.attention import blocks, patterns, tables
 from vit_jax.attention.algebra import Layout
 
 EXPRESSIONS = (
@@ -36,7 +36,7 @@ def test_the_blocks_hold_every_kept_pair_exactly_once(text, block):
   for layout in LAYOUTS:
     n = layout.n
     found = np.zeros((n + 1, n + 1), int)
-    parts = blocks.plan(pattern, layout, layout, block)
+    parts = tables.plan(pattern, layout, layout, block)
     for part in parts:
       seen = []
       for table in part.tables:
@@ -89,13 +89,13 @@ def test_blocks_hold_few_pairs_that_are_not_kept(text, most):
   grid = (64, 64) if 'neigh' in text or 'window' in text else None
   layout = Layout.of(4096, grid)
   pattern = patterns.parse(text)
-  pairs = blocks.pairs(blocks.plan(pattern, layout, layout))
+  pairs = tables.pairs(tables.plan(pattern, layout, layout))
   assert pairs <= most * patterns.kept(pattern, layout).sum()
 
 
 def test_at_most_four_sizes_of_blocks_are_compiled():
   layout = Layout.of(1000)
-  (part,) = blocks.plan(patterns.Causal(), layout, layout, 16)
+  (part,) = tables.plan(patterns.Causal(), layout, layout, 16)
   assert len(part.tables) == 4
 
 
@@ -263,7 +263,7 @@ def test_gradients_of_a_bias_equal_those_of_the_dense_engine():
 
 
 def test_auto_is_dense_where_blocks_would_hold_half_of_all_pairs():
-  held = lambda spec, n: blocks.pairs(  # noqa: E731
+  held = lambda spec, n: tables.pairs(  # noqa: E731
     attention.build(spec).plans(n, 1)[0][1]
   )
   assert held('sliding(size=9)', 16) == 16 * 16

@@ -231,3 +231,22 @@ class PerHead:
   """Head h keeps what `patterns[h % len(patterns)]` keeps."""
 
   patterns: tuple[Pattern, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized(Pattern):
+  """A pattern of one size, at least 1."""
+
+  size: int
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value, least = getattr(self, field.name), self._least(field.name)
+      if value is not None and value < least:
+        raise ValueError(
+          f'{type(self).__name__} needs {field.name} ≥ {least}, not {value}'
+        )
+
+  @staticmethod
+  def _least(name: str) -> int:
+    return 0 if name in ('shift', 'memory', 'reach', 'seed') else 1

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from vit_jax.attention import blocks
+from vit_jax.attention import tables
 from vit_jax.attention.algebra import Pattern
 from vit_jax.attention.patterned import Patterned, put
 from vit_jax.attention.patterns import Column, Row, kept
@@ -59,7 +59,7 @@ class Axial(Patterned):
 
   def plans(
     self, n: int, heads: int
-  ) -> list[tuple[int, tuple[blocks.Part, ...]]]:
+  ) -> list[tuple[int, tuple[tables.Part, ...]]]:
     """Of both, one after the other."""
     layout = self.any_layout(n)
     return [(heads, self.plan(one, layout, layout)) for one in self.passes()]

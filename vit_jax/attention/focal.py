@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.attention import blocks
+from vit_jax.attention import blocks, tables
 from vit_jax.attention.algebra import Layout, Pattern, Tokens
 from vit_jax.attention.base import refuse_cross
 from vit_jax.attention.gathered import Gathered
@@ -109,7 +109,7 @@ class Focal(Gathered):
     ]
     return blocks.attend(q, parts, self.drop(train)).swapaxes(1, 2)
 
-  def _levels(self, layout: Layout) -> list[tuple[blocks.Part, ...]]:
+  def _levels(self, layout: Layout) -> list[tuple[tables.Part, ...]]:
     fine = Focus(self.size, 1, self.reach)
     found = [self.plan(fine | Prefix(), layout, layout)]
     for side in self.pool:
@@ -119,7 +119,7 @@ class Focal(Gathered):
 
   def plans(
     self, n: int, heads: int
-  ) -> list[tuple[int, tuple[blocks.Part, ...]]]:
+  ) -> list[tuple[int, tuple[tables.Part, ...]]]:
     """Of all levels."""
     return [(heads, plan) for plan in self._levels(self.any_layout(n))]
 

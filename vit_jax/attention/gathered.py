@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from vit_jax.attention import blocks
+from vit_jax.attention import tables
 from vit_jax.attention.algebra import Layout, Pattern
 from vit_jax.attention.base import Attention, refuse_other_grid
 from vit_jax.shapes import Array
@@ -48,7 +48,7 @@ class Gathered(Attention):
 
   def plan(
     self, pattern: Pattern, query: Layout, key: Layout
-  ) -> tuple[blocks.Part, ...]:
+  ) -> tuple[tables.Part, ...]:
     """The blocks that are computed.
 
     Raises:
@@ -56,17 +56,17 @@ class Gathered(Attention):
     """
     if self.engine not in ENGINES:
       raise ValueError(f'engine={self.engine!r}; choices: {", ".join(ENGINES)}')
-    dense = blocks.whole(pattern, query, key)
+    dense = tables.whole(pattern, query, key)
     if self.engine == 'dense':
       return dense
-    found = blocks.plan(pattern, query, key, self.block)
-    if self.engine == 'auto' and 2 * blocks.pairs(found) >= query.n * key.n:
+    found = tables.plan(pattern, query, key, self.block)
+    if self.engine == 'auto' and 2 * tables.pairs(found) >= query.n * key.n:
       return dense
     return found
 
   def plans(
     self, n: int, heads: int
-  ) -> list[tuple[int, tuple[blocks.Part, ...]]]:
+  ) -> list[tuple[int, tuple[tables.Part, ...]]]:
     """(heads, plan) of everything that is computed for n tokens."""
     raise NotImplementedError
 
@@ -79,7 +79,7 @@ class Gathered(Attention):
   def flops(self, n: int, heads: int, width: int) -> float:
     """4 · heads · width · the pairs in the blocks, padding included."""
     return 4.0 * width * sum(
-      count * blocks.pairs(parts) for count, parts in self.plans(n, heads)
+      count * tables.pairs(parts) for count, parts in self.plans(n, heads)
     )
 
   def temporary(self, n: int, heads: int, width: int) -> float:
@@ -87,7 +87,7 @@ class Gathered(Attention):
     total = 0.0
     for count, parts in self.plans(n, heads):
       total += count * (
-        3 * blocks.pairs(parts) + 3 * width * blocks.gathered(parts)
+        3 * tables.pairs(parts) + 3 * width * tables.gathered(parts)
         + (3 + 3 * len(parts)) * n * width
       )  # fmt: skip
     return 4.0 * total

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.attention import blocks
+from vit_jax.attention import blocks, tables
 from vit_jax.attention.algebra import Layout, Pattern, PerHead, Tokens
 from vit_jax.attention.base import refuse_cross, softmax_of
 from vit_jax.attention.gathered import Gathered
@@ -109,7 +109,7 @@ class Patterned(Gathered):
 
   def plans(
     self, n: int, heads: int
-  ) -> list[tuple[int, tuple[blocks.Part, ...]]]:
+  ) -> list[tuple[int, tuple[tables.Part, ...]]]:
     """(heads, plan) of every pattern."""
     layout, patterns = self.any_layout(n), self.patterns()
     counts = [len(range(heads)[i :: len(patterns)]) for i in range(heads)]
