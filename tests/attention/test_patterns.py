@@ -303,6 +303,29 @@ def test_swin_weights_are_the_originals_table():
   np.testing.assert_allclose(out[0, 2], v[0, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  'name', ['window', 'focal', 'axial', 'longformer', 'bigbird', 'etc']
+)
+def test_a_sequence_that_is_all_prefix_is_full_attention(name):
+  kernel = attention.build(name, prefix=5)
+  q, k, v = inputs(5)
+  out, _ = jax.jit(kernel.init_with_output)(jax.random.key(0), q, k, v)
+  once = dense(True, q, k, v)
+  if name == 'axial':  # twice
+    once = softmax(np.asarray(q[0]), np.asarray(k[0]), once)
+  np.testing.assert_allclose(out[0], once, atol=1e-5)
+
+
+def test_blocks_work_under_vmap_gradients_and_rematerialisation(monkeypatch):
+  monkeypatch.setattr(blocks, 'CONSTANT', 0)  # with the barrier
+  kernel = attention.build("window(size=2, engine='blocks')", grid=(3, 4))
+  q, k, v = inputs(12)
+  value = lambda q: jnp.sum(kernel.apply({}, q, k, v) ** 2)  # noqa: E731
+  both = jnp.stack([q, 2 * q])
+  found = jax.jit(jax.vmap(jax.grad(jax.checkpoint(value))))(both)
+  np.testing.assert_allclose(found[1], jax.grad(value)(2 * q), atol=1e-5)
+
+
 # Bad input.
 
 

@@ -125,7 +125,9 @@ class Focal(Gathered):
 
 
 def _cells(layout: Layout, side: int) -> Layout:
-  rows, columns = -(-layout.rows // side), -(-layout.columns // side)
+  rows, columns = (
+    max(1, -(-x // side)) for x in (layout.rows, layout.columns)
+  )
   return Layout(rows * columns, 0, rows, columns, planar=True)
 
 
