@@ -5,6 +5,7 @@ import dataclasses
 import flax
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
 import pytest
 from jax.test_util import check_grads
@@ -64,10 +65,12 @@ def by_ott(cost, epsilon, a=None, b=None):
     problem = linear_problem.LinearProblem(
       geometry.Geometry(cost_matrix=cost, epsilon=epsilon), a=a, b=b
     )
-    # Potentials are defined up to a constant: the system needs the ridge.
-    implicit = implicit_differentiation.ImplicitDiff(
-      solver_kwargs={'ridge_kernel': 1.0}
-    )
+    # Potentials are defined up to a constant, hence the ridge; conjugate
+    # gradients, the default, return NaN on some of these small systems.
+    implicit = implicit_differentiation.ImplicitDiff(solver_kwargs={
+      'ridge_kernel': 1.0,
+      'nonsym_solver': lambda rtol, atol: lineax.LU(),
+    })
     return ott_sinkhorn.Sinkhorn(
       threshold=1e-6, max_iterations=1000, implicit_diff=implicit
     )(problem).matrix
@@ -126,8 +129,7 @@ def test_the_order_and_its_gradient_agree_with_ott():
       jax.grad(theirs, has_aux=True)
     )(scores)
   np.testing.assert_allclose(p, expected, atol=2e-5)
-  # ott-jax stops at 1e-6 and solves for the gradient iteratively.
-  np.testing.assert_allclose(gradient, expected_gradient, atol=2e-4)
+  np.testing.assert_allclose(gradient, expected_gradient, atol=2e-5)
   assert np.abs(gradient).max() > 0.1
 
 
@@ -316,8 +318,7 @@ def test_sinkformer_agrees_with_ott_and_is_doubly_stochastic():
   np.testing.assert_allclose(p.sum(0), 1, atol=1e-5)
   np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
   np.testing.assert_allclose(p, expected, atol=2e-5)
-  # ott-jax stops at 1e-6 and solves for the gradient iteratively.
-  np.testing.assert_allclose(gradient, expected_gradient, atol=2e-4)
+  np.testing.assert_allclose(gradient, expected_gradient, atol=2e-5)
 
 
 def test_lotformer_is_doubly_stochastic_of_the_rank_of_its_pivots():
