@@ -16,7 +16,8 @@ ENTRIES = sorted(attention.ATTENTIONS | attention.MIXERS)
 
 @pytest.fixture(scope='module', params=ENTRIES)
 def built(request):
-  return contract.Built(request.param)
+  yield contract.Built(request.param)
+  jax.clear_caches()  # compiled programs of 64 entries take gigabytes
 
 
 def test_every_entry_has_an_oracle_and_a_limit():

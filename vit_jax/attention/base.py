@@ -194,8 +194,13 @@ def refuse_other_grid(kernel: nn.Module, n: int) -> None:
   Raises:
     ValueError: naming both numbers.
   """
+  if n < kernel.prefix:
+    raise ValueError(
+      f'{type(kernel).__name__} with prefix={kernel.prefix} takes at least as '
+      f'many tokens, not {n}'
+    )
   rows, columns = kernel.grid or (1, n - kernel.prefix)
-  if kernel.prefix + rows * columns != n or n < kernel.prefix:
+  if kernel.prefix + rows * columns != n:
     raise ValueError(
       f'{type(kernel).__name__} with prefix={kernel.prefix} and grid='
       f'{kernel.grid} takes {kernel.prefix + rows * columns} tokens, not {n}'
