@@ -18,8 +18,8 @@ def test_the_table_is_current(entry):
   assert line in LINES
 
 
-def test_other_tables_hold_every_entry():
-  for section in ('digits', 'speed', 'growth'):
-    text = page.read(section)
-    missing = [n for n in page.ENTRIES if f'| `{n}`' not in text]
-    assert not missing, (section, missing)
+def test_measured_tables_list_entries_of_today():
+  for section in ('digits', 'growth'):
+    lines = page.read(section).splitlines()[2:]
+    names = {line.split('`')[1].partition('(')[0] for line in lines}
+    assert names <= set(page.ENTRIES), section
