@@ -37,9 +37,12 @@ def measure(name: str, n: int) -> tuple[float, float, float, float]:
   )  # fmt: skip
 
 
-def slope(values, lengths) -> float:
-  """Log–log slope between the last two lengths."""
-  return np.diff(np.log(values[-2:]))[0] / np.diff(np.log(lengths[-2:]))[0]
+def slope(values, lengths) -> str:
+  """Log–log slope between the last two lengths; nothing of nothing."""
+  if not values[-2:].all():
+    return '–'
+  found = np.diff(np.log(values[-2:]))[0] / np.diff(np.log(lengths[-2:]))[0]
+  return f'{found:.2f}'
 
 
 def line(name: str, lengths) -> str:
@@ -52,9 +55,9 @@ def line(name: str, lengths) -> str:
   cells = [
     f'`{name}`', page.ENTRIES[name].cost,
     *(f'{c / 1e6:,.1f}' for c in counted),
-    f'{ratio.min():.2f}–{ratio.max():.2f}', f'{slope(counted, lengths):.2f}',
+    f'{ratio.min():.2f}–{ratio.max():.2f}', slope(counted, lengths),
     *(f'{b / 2**20:,.1f}' for b in used),
-    f'{(used / bound).max():.2f}', f'{slope(used, lengths):.2f}',
+    f'{(used / bound).max():.2f}', slope(used, lengths),
     'yes' if ok else '**no**',
   ]  # fmt: skip
   return '| ' + ' | '.join(cells) + ' |'
