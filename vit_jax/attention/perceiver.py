@@ -47,12 +47,17 @@ class Perceiver(Attention):
     z = self.param(
       'latents', nn.initializers.normal(1.0),
       (1, q.shape[2], self.latents, q.shape[3]),
-    )  # fmt: skip
-    z = jnp.broadcast_to(z, (q.shape[0], *z.shape[1:]))
+    )[0].astype(k.dtype)  # fmt: skip
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     drop = nn.Dropout(self.dropout_rate, deterministic=not train)
-    packed = attend(z.astype(k.dtype), k, v, key_mask, drop)
-    return attend(q, z.astype(q.dtype), packed, None, drop).swapaxes(1, 2)
+    # One Z for all examples, never broadcast over them: XLA's CPU compiler
+    # (jaxlib 0.10.2) gets a fused product with a broadcast operand wrong.
+    scale = q.shape[-1] ** -0.5
+    to_latents = product('hld,bhmd->bhlm', z * scale, k)
+    keep = None if key_mask is None else key_mask[:, None, None]
+    packed = mixed(softmax_of(to_latents, keep), v, drop)
+    to_tokens = product('bhnd,hld->bhnl', q * scale, z)
+    return mixed(softmax_of(to_tokens), packed, drop).swapaxes(1, 2)
 
   def flops(self, n: int, heads: int, width: int) -> float:
     """Two logits and two products with values."""
@@ -61,6 +66,22 @@ class Perceiver(Attention):
   def temporary(self, n: int, heads: int, width: int) -> float:
     """Logits and weights, and a few [N D] arrays."""
     return 4.0 * heads * n * (3 * self.latents + 6 * width)
+
+
+def product(
+  spec: str, a: Float[Array, '...'], b: Float[Array, '...']
+) -> Float[Array, 'B H _ _']:
+  """Logits in float32."""
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def mixed(
+  weights: Float[Array, 'B H N M'],
+  v: Float[Array, 'B H M E'],
+  drop: nn.Module,
+) -> Float[Array, 'B H N E']:
+  """Values mixed by weights, after dropout of the weights."""
+  return jnp.einsum('bhnm,bhme->bhne', drop(weights).astype(v.dtype), v)
 
 
 def attend(
