@@ -20,8 +20,8 @@ from vit_jax.attention.base import Attention, attend_with
 from vit_jax.attention.based import Based
 from vit_jax.attention.chunked import Chunked
 from vit_jax.attention.clustered import Clustered, ImprovedClustered
-from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.compressive import Compressive
+from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
 from vit_jax.attention.downsampling import (
@@ -291,15 +291,14 @@ def as_attention_fn(
     ValueError: unknown name or option, a mixer, or a kernel that reads what
       linen does not pass.
   """
-  for found in specs.parse(spec):
-    if found.name in MIXERS:
-      raise ValueError(
-        f'{found.name!r} is a whole layer x → x with its own projections, '
-        'and an attention_fn gets queries, keys and values; use '
-        f'vit_jax.attention.build({spec!r}, num_heads=…) instead of the layer'
-      )
   build(spec)  # raises on a wrong spec
   (found,) = specs.parse(spec)
+  if found.name in MIXERS:
+    raise ValueError(
+      f'{found.name!r} is a whole layer x → x with its own projections, '
+      'and an attention_fn gets queries, keys and values; use '
+      f'vit_jax.attention.build({spec!r}, num_heads=…) instead of the layer'
+    )
   entry = functools.partial(
     ATTENTIONS[found.name], grid=grid, prefix=prefix, **found.options
   )

@@ -3,9 +3,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import powers_of, refuse_cross
+from vit_jax.attention.base import refuse_cross
 from vit_jax.attention.dense_map import DenseMap
 from vit_jax.attention.places import both, differences, places
+from vit_jax.attention.weights import powers_of
 from vit_jax.shapes import Array, Bool, Float
 
 

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, refuse_acausal, softmax_of
+from vit_jax.attention.base import Attention, refuse_acausal
 from vit_jax.attention.feature_maps import LOWEST, refuse_other_width
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from vit_jax.attention import tables
 from vit_jax.attention.algebra import Pattern
-from vit_jax.attention.patterned import Patterned, put
+from vit_jax.attention.base import put
+from vit_jax.attention.patterned import Patterned
 from vit_jax.attention.patterns import Column, Row, kept
 from vit_jax.shapes import Array, Bool, Float, Int
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.shapes import Array, Bool, Float
+from vit_jax.shapes import Array, Float
 
 
 class Described:
@@ -43,7 +43,7 @@ class Described:
   mixes_channels: ClassVar[bool] = False
 
   def flops(self, n: int, heads: int, width: int) -> float:
-    """Declared FLOPs of matrix products and convolutions, one example.
+    """Declared FLOPs of matrix products, convolutions and FFTs, one example.
 
     2 a multiply-add, forward, N = M = n tokens, D = E = width; for a `Mixer`
     the projections count too (C = heads · width). Element-wise work, softmax
@@ -117,12 +117,18 @@ class Attention(Described, nn.Module):
     causal kernel, at the full cost.
     """
     t = state['step']
-    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-      old, new.astype(old.dtype), t, axis=1
+    q, k, v = (
+      put(state[n], x, t) for n, x in (('q', q), ('k', k), ('v', v))
     )
-    q, k, v = (put(state[n], x) for n, x in (('q', q), ('k', k), ('v', v)))
     out = jax.lax.dynamic_slice_in_dim(self(q, k, v), t, 1, axis=1)
     return out, {'step': t + 1, 'q': q, 'k': k, 'v': v}
+
+
+def put(cache: Array, x: Array, t: Array) -> Array:
+  """The cache [B length ...] with x [B 1 ...] written as its token t."""
+  return jax.lax.dynamic_update_slice_in_dim(
+    cache, x.astype(cache.dtype), t, axis=1
+  )
 
 
 OPTIONAL_ARRAYS = (
@@ -225,51 +231,6 @@ def sized_param(
         'the number of tokens, such as softmax, performer or nystrom'
       )
   return module.param(name, init, shape)
-
-
-def keep_of(
-  queries: int,
-  keys: int,
-  *,
-  causal: bool = False,
-  key_mask: Bool[Array, 'B M'] | None = None,
-  mask: Bool[Array, '#B #H N M'] | None = None,
-) -> Bool[Array, '#B #H #N M'] | None:
-  """The conjunction of all masks, or None if there is none."""
-  keep = mask
-  if key_mask is not None:
-    padding = key_mask[:, None, None, :]
-    keep = padding if keep is None else keep & padding
-  if causal:
-    past = jnp.tri(queries, keys, keys - queries, dtype=bool)[None, None]
-    keep = past if keep is None else keep & past
-  return keep
-
-
-def powers_of(
-  logits: Float[Array, '...'], keep: Bool[Array, '...'] | None = None
-) -> Float[Array, '...']:
-  """exp(logits - max) along the last axis: weights before their division.
-
-  What `keep` leaves out is zero; a row with nothing left is all zeros, and its
-  gradients are finite.
-  """
-  if keep is not None:
-    # A finite stand-in for -inf keeps gradients finite in rows without a key.
-    logits = jnp.where(keep, logits, jnp.finfo(jnp.float32).min)
-  # The largest cancels in the quotient, so its gradient is zero.
-  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-  powers = jnp.exp(logits - largest)
-  return powers if keep is None else jnp.where(keep, powers, 0.0)
-
-
-def softmax_of(
-  logits: Float[Array, '...'], keep: Bool[Array, '...'] | None = None
-) -> Float[Array, '...']:
-  """Softmax along the last axis over what `keep` keeps; empty rows are 0."""
-  powers = powers_of(logits, keep)
-  total = powers.sum(axis=-1, keepdims=True)
-  return powers / jnp.where(total > 0, total, 1.0)
 
 
 def attend_with(

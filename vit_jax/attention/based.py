@@ -1,13 +1,11 @@
 """Based: linear attention by the Taylor series of the exponential."""
 
 import math
-from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.attention.feature_maps import FeatureAttention, heads_first
-from vit_jax.shapes import Array, Bool, Float
+from vit_jax.shapes import Array, Float
 
 
 def taylor(x: Float[Array, 'B N H D']) -> Float[Array, 'B H N F']:
@@ -35,39 +33,10 @@ class Based(FeatureAttention):
   source = 'Arora et al. 2024'
   equivariant = True
 
-  @nn.compact
-  def __call__(
-    self,
-    q: Float[Array, 'B N H D'],
-    k: Float[Array, 'B M H D'],
-    v: Float[Array, 'B M H E'],
-    *,
-    key_mask: Bool[Array, 'B M'] | None = None,
-    train: bool = False,
-  ) -> Float[Array, 'B N H E']:
-    """Attends."""
-    return self.attend(taylor(q), taylor(k), v, key_mask)
+  def phi(self, x: Float[Array, 'B N H D']) -> Float[Array, 'B H N F']:
+    """Of a token: the terms of the series."""
+    return taylor(x)
 
-  def init_state(
-    self, batch: int, length: int, heads: int, width: int, dtype: Any
-  ) -> Any:
-    """Sums over the keys so far; `length` and `dtype` change nothing."""
-    return self.init_features(batch, heads, 1 + width + width**2, width)
-
-  def step(
-    self,
-    state: Any,
-    q: Float[Array, 'B 1 H D'],
-    k: Float[Array, 'B 1 H D'],
-    v: Float[Array, 'B 1 H D'],
-  ) -> tuple[Float[Array, 'B 1 H D'], Any]:
-    """One token of decoding, O(D³)."""
-    return self.step_features(state, taylor(q), taylor(k), v)
-
-  def flops(self, n: int, heads: int, width: int) -> float:
-    """Two products with states of (1 + D + D²)·D, one with their sums."""
-    return self.feature_flops(n, heads, 1 + width + width**2, width)
-
-  def temporary(self, n: int, heads: int, width: int) -> float:
-    """The squares of queries and of keys."""
-    return self.feature_temporary(n, heads, 1 + width + width**2, width)
+  def phi_count(self, width: int) -> int:
+    """1 + D + D²."""
+    return 1 + width + width**2

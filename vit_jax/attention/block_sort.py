@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_jax.attention import base
 from vit_jax.attention.base import Attention
+from vit_jax.attention.weights import logits_of, mixed
 from vit_jax.shapes import Array, Bool, Float
 from vit_jax.transport import balance
 
@@ -138,21 +139,11 @@ class BlockSort(Attention):
   def _attend(self, q, kv, mass, train):
     """softmax(q kᵀ / √D + mass) v over the last but one axis of [k, v]."""
     width = q.shape[-1]
-    logits = jnp.einsum(
-      '...id,...jd->...ij', q * width**-0.5, kv[..., :width],
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    keep = None
-    if mass is not None:
-      logits, keep = logits + mass, jnp.asarray(mass > -np.inf)
-    powers = base.powers_of(logits, keep)
-    total = powers.sum(axis=-1, keepdims=True)
-    powers = nn.Dropout(self.dropout_rate)(powers, deterministic=not train)
-    out = jnp.einsum(
-      '...ij,...je->...ie', powers.astype(kv.dtype), kv[..., width:],
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    return (out / jnp.where(total > 0, total, 1.0)).astype(kv.dtype)
+    mass = None if mass is None else jnp.asarray(mass)
+    keep = None if mass is None else mass > -jnp.inf
+    logits = logits_of(q, kv[..., :width], mass)
+    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+    return mixed(logits, kv[..., width:], keep, drop).astype(kv.dtype)
 
   def _with_prefix(self, out, q, kv, key_mask, train, causal=False):
     """[B N H E]: the prefix tokens' exact attention, then `out` [B H · E]."""

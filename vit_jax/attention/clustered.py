@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.attention.base import Attention, softmax_of
+from vit_jax.attention.base import Attention
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float, Int
 
 WORD = 32  # bits in an integer, by which codes are compared

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import softmax_of
 from vit_jax.attention.transformer_xl import TransformerXL
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array
 
 COMPRESSIONS = ('conv', 'mean', 'max')

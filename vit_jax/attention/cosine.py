@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import softmax_of
 from vit_jax.attention.decoding import KeyValueCache
 from vit_jax.attention.dense_map import DenseMap
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 LARGEST = math.log(100.0)  # Liu et al. 2022: τ is at least 0.01

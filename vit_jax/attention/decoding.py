@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, refuse_acausal
+from vit_jax.attention.base import Attention, put, refuse_acausal
 from vit_jax.shapes import Array, Float
 
 
@@ -33,9 +32,6 @@ class KeyValueCache(Attention):
   ) -> tuple[Float[Array, 'B 1 H D'], Any]:
     """The next row; what the cache does not hold yet is masked."""
     t = state['step']
-    put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(  # noqa: E731
-      old, new.astype(old.dtype), t, axis=1
-    )
-    k, v = put(state['k'], k), put(state['v'], v)
+    k, v = put(state['k'], k, t), put(state['v'], v, t)
     past = jnp.broadcast_to((jnp.arange(k.shape[1]) <= t)[None], k.shape[:2])
     return self(q, k, v, key_mask=past), {'step': t + 1, 'k': k, 'v': v}

@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, causal, keep_of
+from vit_jax.attention.base import Attention, causal
+from vit_jax.attention.weights import keep_of, logits_of
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -28,10 +29,7 @@ class DenseMap(Attention):
     self, q: Float[Array, 'B H N D'], k: Float[Array, 'B H M D']
   ) -> Float[Array, 'B H N M']:
     """Q Kᵀ / √D in float32."""
-    return jnp.einsum(
-      'bhnd,bhmd->bhnm', q * q.shape[-1] ** -0.5, k,
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    return logits_of(q, k)
 
   def weights(
     self,

@@ -12,7 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.attention.base import refuse_other_grid
-from vit_jax.attention.multihead import normalize, project, project_out
+from vit_jax.attention.multihead import (
+  Projected,
+  normalize,
+  project,
+  project_out,
+)
 from vit_jax.attention.set_transformer import MultiheadAttentionBlock
 from vit_jax.attention.strides import Windows, attend, pool_heads
 from vit_jax.shapes import Array, Bool, Float, Int
@@ -34,18 +39,8 @@ class Shorter(NamedTuple):
   grid: tuple[int, int] | None
 
 
-class Downsampling(nn.Module):
-  """Fields of the layers that pool queries; as in a `Mixer`."""
-
-  num_heads: int = 1
-  grid: tuple[int, int] | None = None
-  prefix: int = 0
-  use_bias: bool = True
-  normalize_qk: bool = False
-  dropout_rate: float = 0.0
-  epsilon: float = 1e-6
-  dtype: Any = jnp.float32
-  kernel_init: Callable = nn.initializers.xavier_uniform()
+class Downsampling(Projected):
+  """What the layers that pool queries share."""
 
   def _pool(
     self, x, key_mask, stride: int, size: int, method: str

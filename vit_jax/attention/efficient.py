@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, softmax_of
+from vit_jax.attention.base import Attention
 from vit_jax.attention.feature_maps import heads_first
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 

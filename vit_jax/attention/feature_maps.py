@@ -142,6 +142,10 @@ def causal_sums(
 class FeatureAttention(Attention):
   """φ(Q)(φ(K)ᵀ V) / φ(Q)(φ(K)ᵀ 1): what kernels with a feature map share.
 
+  A subclass whose φ is a function of a token alone defines `phi` and
+  `phi_count`; one with positions, parameters or levels defines the methods
+  that use them.
+
   Attributes:
     causal: query i sees keys up to i + M - N (aligned bottom-right).
     chunk: tokens a step of the causal form: memory and speed, not results.
@@ -151,6 +155,51 @@ class FeatureAttention(Attention):
 
   causal: bool = False
   chunk: int = 64
+
+  def phi(self, x: Float[Array, 'B N H D']) -> Float[Array, 'B H N F']:
+    """φ(x)."""
+    raise NotImplementedError(f'{type(self).__name__} defines no phi')
+
+  def phi_count(self, width: int) -> int:
+    """F, for heads of width D."""
+    raise NotImplementedError(f'{type(self).__name__} defines no phi_count')
+
+  @nn.compact
+  def __call__(
+    self,
+    q: Float[Array, 'B N H D'],
+    k: Float[Array, 'B M H D'],
+    v: Float[Array, 'B M H E'],
+    *,
+    key_mask: Bool[Array, 'B M'] | None = None,
+    train: bool = False,
+  ) -> Float[Array, 'B N H E']:
+    """Attends."""
+    return self.attend(self.phi(q), self.phi(k), v, key_mask)
+
+  def init_state(
+    self, batch: int, length: int, heads: int, width: int, dtype: Any
+  ) -> Any:
+    """Sums over the keys so far; `length` and `dtype` change nothing."""
+    return self.init_features(batch, heads, self.phi_count(width), width)
+
+  def step(
+    self,
+    state: Any,
+    q: Float[Array, 'B 1 H D'],
+    k: Float[Array, 'B 1 H D'],
+    v: Float[Array, 'B 1 H D'],
+  ) -> tuple[Float[Array, 'B 1 H D'], Any]:
+    """One token of decoding, O(F·D)."""
+    return self.step_features(state, self.phi(q), self.phi(k), v)
+
+  def flops(self, n: int, heads: int, width: int) -> float:
+    """Two products with F×D states, one with their sums."""
+    return self.feature_flops(n, heads, self.phi_count(width), width)
+
+  def temporary(self, n: int, heads: int, width: int) -> float:
+    """A few [N F] arrays."""
+    return self.feature_temporary(n, heads, self.phi_count(width), width)
 
   def attend(
     self,

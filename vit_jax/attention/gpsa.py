@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.attention.base import (
-  Attention,
-  keep_of,
-  refuse_cross,
-  softmax_of,
-)
+from vit_jax.attention.base import Attention, refuse_cross
 from vit_jax.attention.dense_map import mix
 from vit_jax.attention.places import both, differences, places
+from vit_jax.attention.weights import keep_of, softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 

@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import softmax_of
 from vit_jax.attention.decoding import KeyValueCache
 from vit_jax.attention.dense_map import DenseMap
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 

@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, sized_param, softmax_of
+from vit_jax.attention.base import Attention, sized_param
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 

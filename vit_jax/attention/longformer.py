@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from vit_jax.attention import patterns
 from vit_jax.attention.algebra import Layout, Pattern, Tokens
-from vit_jax.attention.base import softmax_of
 from vit_jax.attention.patterned import Patterned
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float, Int
 
 

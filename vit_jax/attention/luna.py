@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.attention.base import Attention
-from vit_jax.attention.perceiver import attend
+from vit_jax.attention.weights import logits_of, mixed
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -52,8 +52,8 @@ class Luna(Attention):
     )
     z = jnp.broadcast_to(z, (q.shape[0], *z.shape[1:])).astype(k.dtype)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    keep = nn.Dropout(0.0, deterministic=True)
-    packed = keys = attend(z, k, v, key_mask, keep)
+    keep = None if key_mask is None else key_mask[:, None, None]
+    packed = keys = mixed(logits_of(z, k), v, keep).astype(v.dtype)
     if v.shape[-1] != width:
       by = self.param(
         'unpack_keys', nn.initializers.lecun_normal(batch_axis=0),
@@ -61,7 +61,8 @@ class Luna(Attention):
       )  # fmt: skip
       keys = jnp.einsum('bhme,hed->bhmd', packed, by.astype(packed.dtype))
     drop = nn.Dropout(self.dropout_rate, deterministic=not train)
-    return attend(q, keys, packed, None, drop).swapaxes(1, 2)
+    out = mixed(logits_of(q, keys), packed, drop=drop)
+    return out.swapaxes(1, 2).astype(v.dtype)
 
   def flops(self, n: int, heads: int, width: int) -> float:
     """Two logits and two products with values."""

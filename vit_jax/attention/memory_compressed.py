@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, powers_of, refuse_acausal
+from vit_jax.attention.base import Attention, refuse_acausal
+from vit_jax.attention.weights import logits_of, mixed
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -85,19 +86,10 @@ class MemoryCompressed(Attention):
         keep, ((0, 0), (0, 0), (0, 0), (1, 0)), constant_values=True
       )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    logits = jnp.einsum(
-      'bhnd,bhmd->bhnm', q * q.shape[-1] ** -0.5, k,
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    powers = powers_of(logits, keep)
-    total = powers.sum(axis=-1, keepdims=True)
+    drop = lambda x: x  # noqa: E731
     if train and self.dropout_rate:
-      powers = nn.Dropout(self.dropout_rate, deterministic=False)(powers)
-    out = jnp.einsum(
-      'bhnm,bhme->bhne', powers.astype(v.dtype), v,
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    out = out / jnp.where(total > 0, total, 1.0)
+      drop = nn.Dropout(self.dropout_rate, deterministic=False)
+    out = mixed(logits_of(q, k), v, keep, drop)
     return out.swapaxes(1, 2).astype(v.dtype)
 
   def init_state(

@@ -140,18 +140,11 @@ class MultiHeadDotProductAttention(nn.Module):
     return self.attend(**options, name='attend')
 
 
-class Mixer(Described, nn.Module):
-  """A whole layer x → x, [B N C] → [B N C], with its own projections.
-
-  A subclass defines `__call__(self, x, *, train=False)` and takes, as further
-  keyword arguments, the optional arrays that it honours, as an `Attention`
-  does. Projections that mean the same have the names that they have in
-  `MultiHeadDotProductAttention`: `query`, `key`, `value`, `out`. A field that
-  a subclass cannot honour (normalize_qk, dropout_rate) it refuses with
-  `refuse_fields`.
+class Projected(nn.Module):
+  """The fields of a layer with projections of its own.
 
   Attributes:
-    Fields as in `MultiHeadDotProductAttention`.
+    As in `MultiHeadDotProductAttention`.
   """
 
   num_heads: int = 1
@@ -163,6 +156,18 @@ class Mixer(Described, nn.Module):
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.xavier_uniform()
+
+
+class Mixer(Described, Projected):
+  """A whole layer x → x, [B N C] → [B N C], with its own projections.
+
+  A subclass defines `__call__(self, x, *, train=False)` and takes, as further
+  keyword arguments, the optional arrays that it honours, as an `Attention`
+  does. Projections that mean the same have the names that they have in
+  `MultiHeadDotProductAttention`: `query`, `key`, `value`, `out`. A field that
+  a subclass cannot honour (normalize_qk, dropout_rate) it refuses with
+  `refuse_fields`.
+  """
 
   def refuse_fields(self, *names: str) -> None:
     """Raises if a field that this layer cannot honour is set.

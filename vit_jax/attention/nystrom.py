@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, refuse_cross, softmax_of
+from vit_jax.attention.base import Attention, refuse_cross
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float, Int
 
 

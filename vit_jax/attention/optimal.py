@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from vit_jax import transport
 from vit_jax.attention import base
 from vit_jax.attention.base import Attention
+from vit_jax.attention.weights import keep_of, logits_of, softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -57,17 +58,12 @@ class Sinkformer(Attention):
       raise ValueError(
         f'iterations={self.iterations} must be odd: rows are first and last'
       )
-    keep = base.keep_of(q.shape[1], k.shape[1], key_mask=key_mask, mask=mask)
+    keep = keep_of(q.shape[1], k.shape[1], key_mask=key_mask, mask=mask)
     counted = keep
     if key_mask is not None:
       counted = keep & key_mask[:, None, :, None]
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    logits = jnp.einsum(
-      'bhnd,bhmd->bhnm', q * q.shape[-1] ** -0.5, k,
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    if bias is not None:
-      logits = logits + bias.astype(jnp.float32)
+    logits = logits_of(q, k, bias)
 
     def step(columns, _):
       rows = log_sum(logits - columns, keep, -1)
@@ -78,7 +74,7 @@ class Sinkformer(Attention):
       jax.checkpoint(step, prevent_cse=False),
       jnp.zeros_like(logits[:, :, :1]), length=self.iterations // 2,
     )  # fmt: skip
-    weights = base.softmax_of(logits - columns, keep)
+    weights = softmax_of(logits - columns, keep)
     weights = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
     out = jnp.einsum(
       'bhnm,bhme->bhne', weights.astype(v.dtype), v,
@@ -166,7 +162,7 @@ class LOTFormer(Attention):
     onto = onto + self._potential(onto, shared, sigma)
     read = jax.nn.softmax(onto / self.temperature + log_masses)
     out_of = out_of + self._potential(out_of, sigma, shared)
-    write = base.softmax_of(out_of / self.temperature, keep)
+    write = softmax_of(out_of / self.temperature, keep)
     y = jnp.einsum(
       'bhrm,bhme->bhre', write.astype(v.dtype), v,
       preferred_element_type=jnp.float32,

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.attention import blocks, tables
 from vit_jax.attention.algebra import Layout, Pattern, PerHead, Tokens
-from vit_jax.attention.base import refuse_cross, softmax_of
+from vit_jax.attention.base import put, refuse_cross
 from vit_jax.attention.gathered import Gathered
 from vit_jax.attention.patterns import Causal, Prefix, kept
+from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float, Int
 
 
@@ -166,13 +166,6 @@ class Patterned(Gathered):
       preferred_element_type=jnp.float32,
     )  # fmt: skip
     return out.astype(v.dtype)
-
-
-def put(cache: Array, x: Array, t: Array) -> Array:
-  """The cache with x written as its token t."""
-  return jax.lax.dynamic_update_slice_in_dim(
-    cache, x.astype(cache.dtype), t, axis=1
-  )
 
 
 def offset_bias(

@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, softmax_of
+from vit_jax.attention.base import Attention
+from vit_jax.attention.weights import mixed
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -51,13 +52,15 @@ class Perceiver(Attention):
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     drop = nn.Dropout(self.dropout_rate, deterministic=not train)
     # One Z for all examples, never broadcast over them: XLA's CPU compiler
-    # (jaxlib 0.10.2) gets a fused product with a broadcast operand wrong.
-    scale = q.shape[-1] ** -0.5
-    to_latents = product('hld,bhmd->bhlm', z * scale, k)
+    # (jaxlib 0.10.2) gets two products with one broadcast array wrong.
+    scores = lambda x: jnp.einsum(  # noqa: E731
+      'bhnd,hld->bhnl', x * x.shape[-1] ** -0.5, z,
+      preferred_element_type=jnp.float32,
+    )  # fmt: skip
     keep = None if key_mask is None else key_mask[:, None, None]
-    packed = mixed(softmax_of(to_latents, keep), v, drop)
-    to_tokens = product('bhnd,hld->bhnl', q * scale, z)
-    return mixed(softmax_of(to_tokens), packed, drop).swapaxes(1, 2)
+    packed = mixed(scores(k).swapaxes(2, 3), v, keep, drop).astype(v.dtype)
+    out = mixed(scores(q), packed, drop=drop)
+    return out.swapaxes(1, 2).astype(v.dtype)
 
   def flops(self, n: int, heads: int, width: int) -> float:
     """Two logits and two products with values."""
@@ -66,36 +69,3 @@ class Perceiver(Attention):
   def temporary(self, n: int, heads: int, width: int) -> float:
     """Logits and weights, and a few [N D] arrays."""
     return 4.0 * heads * n * (3 * self.latents + 6 * width)
-
-
-def product(
-  spec: str, a: Float[Array, '...'], b: Float[Array, '...']
-) -> Float[Array, 'B H _ _']:
-  """Logits in float32."""
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-
-
-def mixed(
-  weights: Float[Array, 'B H N M'],
-  v: Float[Array, 'B H M E'],
-  drop: nn.Module,
-) -> Float[Array, 'B H N E']:
-  """Values mixed by weights, after dropout of the weights."""
-  return jnp.einsum('bhnm,bhme->bhne', drop(weights).astype(v.dtype), v)
-
-
-def attend(
-  q: Float[Array, 'B H N D'],
-  k: Float[Array, 'B H M D'],
-  v: Float[Array, 'B H M E'],
-  key_mask: Bool[Array, 'B M'] | None,
-  drop: nn.Module,
-) -> Float[Array, 'B H N E']:
-  """Softmax attention with heads before tokens and a dropout of weights."""
-  logits = jnp.einsum(
-    'bhnd,bhmd->bhnm', q * q.shape[-1] ** -0.5, k,
-    preferred_element_type=jnp.float32,
-  )  # fmt: skip
-  keep = None if key_mask is None else key_mask[:, None, None]
-  weights = drop(softmax_of(logits, keep))
-  return jnp.einsum('bhnm,bhme->bhne', weights.astype(v.dtype), v)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import Attention, powers_of, refuse_cross
+from vit_jax.attention.base import Attention, refuse_cross
+from vit_jax.attention.weights import logits_of, mixed
 from vit_jax.shapes import Array, Bool, Float, Int
 
 
@@ -168,18 +169,9 @@ class Routing(Attention):
 
   def _attend(self, q, k, v, keep, train):
     """Softmax attention along the last axis but one, products as of v."""
-    q, k = (q * q.shape[-1] ** -0.5).astype(v.dtype), k.astype(v.dtype)
-    logits = jnp.einsum(
-      '...nd,...md->...nm', q, k, preferred_element_type=jnp.float32
-    )
-    powers = powers_of(logits, keep)
-    total = powers.sum(axis=-1, keepdims=True)
-    powers = nn.Dropout(self.dropout_rate)(powers, deterministic=not train)
-    out = jnp.einsum(
-      '...nm,...me->...ne', powers.astype(v.dtype), v,
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    return out / jnp.where(total > 0, total, 1.0)
+    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+    logits = logits_of(q.astype(v.dtype), k.astype(v.dtype))
+    return mixed(logits, v, keep, drop)
 
   def _top(self, q, k, v, centroids, key_mask, train):
     """Each centroid's top-w queries attend to its top-w keys."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.attention.base import powers_of
+from vit_jax.attention.weights import logits_of, mixed
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -167,17 +167,7 @@ def attend(
 ) -> Float[Array, 'B N H E']:
   """Softmax attention with the layer's `dropout_rate`."""
   q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-  logits = jnp.einsum(
-    'bhnd,bhmd->bhnm', q * q.shape[-1] ** -0.5, k,
-    preferred_element_type=jnp.float32,
-  )  # fmt: skip
   keep = None if key_mask is None else key_mask[:, None, None]
-  powers = powers_of(logits, keep)
-  total = powers.sum(axis=-1, keepdims=True)
-  powers = nn.Dropout(layer.dropout_rate, deterministic=not train)(powers)
-  out = jnp.einsum(
-    'bhnm,bhme->bhne', powers.astype(v.dtype), v,
-    preferred_element_type=jnp.float32,
-  )  # fmt: skip
-  out = out / jnp.where(total > 0, total, 1.0)
+  drop = nn.Dropout(layer.dropout_rate, deterministic=not train)
+  out = mixed(logits_of(q, k), v, keep, drop)
   return out.swapaxes(1, 2).astype(v.dtype)

@@ -8,10 +8,9 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import (
-  Attention, keep_of, powers_of, sized_param,
-)  # fmt: skip
+from vit_jax.attention.base import Attention, sized_param
 from vit_jax.attention.multihead import Mixer, project, project_out
+from vit_jax.attention.weights import keep_of, mixed
 from vit_jax.shapes import Array, Bool, Float
 
 INIT = nn.initializers.variance_scaling(
@@ -207,12 +206,6 @@ def _attend(
   keep = keep_of(
     *logits.shape[2:], causal=module.causal, key_mask=key_mask, mask=mask
   )
-  powers = powers_of(logits, keep)
-  total = powers.sum(axis=-1, keepdims=True)
-  powers = nn.Dropout(module.dropout_rate, deterministic=not train)(powers)
-  out = jnp.einsum(
-    'bhnm,bhme->bhne', powers.astype(v.dtype), v.swapaxes(1, 2),
-    preferred_element_type=jnp.float32,
-  )  # fmt: skip
-  out = out / jnp.where(total > 0, total, 1.0)
+  drop = nn.Dropout(module.dropout_rate, deterministic=not train)
+  out = mixed(logits, v.swapaxes(1, 2), keep, drop)
   return out.swapaxes(1, 2).astype(v.dtype)

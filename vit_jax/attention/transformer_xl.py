@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.attention.base import keep_of, powers_of
 from vit_jax.attention.multihead import Mixer, normalize, project, project_out
+from vit_jax.attention.weights import keep_of, mixed
 from vit_jax.shapes import Array, Bool, Float
 
 
@@ -88,14 +88,8 @@ class TransformerXL(Mixer):
     )
     logits += shift(relative, n, m)
     keep = keep_of(n, m, causal=self.causal, key_mask=seen)
-    powers = powers_of(logits, keep)
-    total = powers.sum(axis=-1, keepdims=True)
-    powers = nn.Dropout(self.dropout_rate)(powers, deterministic=not train)
-    out = jnp.einsum(
-      'bhnm,bhmd->bhnd', powers.astype(v.dtype), v,
-      preferred_element_type=jnp.float32,
-    )  # fmt: skip
-    out = heads(out / jnp.where(total > 0, total, 1.0)).astype(v.dtype)
+    drop = nn.Dropout(self.dropout_rate, deterministic=not train)
+    out = heads(mixed(logits, v, keep, drop)).astype(v.dtype)
     if memories and self.is_mutable_collection('attention_state'):
       self._remember(memories, x, present, train)
     return project_out(self, out, width)
