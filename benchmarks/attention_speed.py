@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import digits
 from docs import attention_table as page
-from vit_jax import attention
+from vit_jax import attention, main, state, train
 
 HEADS, WIDTH = 4, 64
 
@@ -62,6 +63,27 @@ def linen(n: int, dtype):
   return call
 
 
+def digits_step(name: str):
+  """A compiled training step of configs/digits.py, run once."""
+  config = digits.get_config().to_dict()
+  config['model']['attention'] = name
+  parts = main.build(config, 'unused')
+  model, optimizer = parts['model'], parts['optimizer']
+  with parts['data'].train_batches(config['batch_size'], 0) as batches:
+    batch = jax.tree.map(jnp.asarray, next(batches))
+  key = jax.random.key(0)
+  start = functools.partial(state.init_state, model=model, optimizer=optimizer)
+  step = jax.jit(
+    functools.partial(train.train_step, model=model, optimizer=optimizer)
+  )
+  at_first = jax.jit(start)(key, batch['image'][:1])
+  call = lambda: jax.block_until_ready(  # noqa: E731
+    step(at_first, parts['task'], batch, key)
+  )
+  call()
+  return call
+
+
 def seconds(call, least: float) -> float:
   """Of one call, repeated for at least so many seconds."""
   begin, count = time.perf_counter(), 0
@@ -91,7 +113,7 @@ def crossover(lengths, ratios) -> str:
   return f'< {lengths[0]:,}'
 
 
-def main() -> None:
+def run() -> None:
   """Prints the table as it grows."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('names', nargs='*')
@@ -110,19 +132,27 @@ def main() -> None:
     )
   lines = [
     '| attention | ' + ' | '.join(f'N = {n:,}' for n in given.lengths)
-    + ' | crossover |',
-    '|---' * (len(given.lengths) + 2) + '|',
-    '| `softmax`, beside linen’s | ' + ' | '.join(cells) + ' | |',
+    + ' | crossover | digits step, ms |',
+    '|---' * (len(given.lengths) + 3) + '|',
+    '| `softmax`, beside linen’s | ' + ' | '.join(cells) + ' | | |',
   ]  # fmt: skip
   print('\n'.join(lines), flush=True)
+  exact_step = digits_step('softmax')
   for name in given.names or sorted(set(page.ENTRIES) - {'softmax'}):
     medians = [
       statistics.median(ratio(exact[n], ready(name, n, dtype), given.rounds))
       for n in given.lengths
     ]
+    call = digits_step(name)
+    pairs = [
+      (seconds(exact_step, 0.1), seconds(call, 0.1))
+      for _ in range(given.rounds)
+    ]
+    step = 1e3 * statistics.median(b for _, b in pairs)
+    beside = statistics.median(a / b for a, b in pairs)
     lines.append(
       f'| `{name}` | ' + ' | '.join(f'{m:.2f}' for m in medians)
-      + f' | {crossover(given.lengths, medians)} |'
+      + f' | {crossover(given.lengths, medians)} | {step:.1f} ({beside:.2f}) |'
     )  # fmt: skip
     print(lines[-1], flush=True)
   if given.write:
@@ -130,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  run()

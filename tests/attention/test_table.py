@@ -18,7 +18,7 @@ def test_the_table_is_current(entry):
   assert line in LINES
 
 
-@pytest.mark.parametrize('section', ['digits', 'growth'])
+@pytest.mark.parametrize('section', ['digits', 'growth', 'speed'])
 def test_the_measured_tables_hold_every_entry(section):
   lines = page.read(section).splitlines()[2:]
   assert sorted(line.split('`')[1] for line in lines) == sorted(page.ENTRIES)
