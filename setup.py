@@ -29,6 +29,8 @@ CORE = [
   'simplejpeg>=1.8,<2',
   'tensorboardX>=2.6.4,<3',
   'safetensors>=0.5,<0.9',
+  'requests>=2.32,<3',
+  'fsspec>=2025',
   'flatbuffers>=24,<27',
   'scikit-learn>=1.5,<2',
   'matplotlib>=3.9,<4',
@@ -44,7 +46,9 @@ EXTRAS = {
     'nbclient>=0.10,<0.12',
     'nbformat>=5.10,<6',
     'ipykernel>=6,<8',
+    'huggingface-hub>=1,<3',
   ],
+  'hub': ['huggingface-hub>=1,<3', 'gcsfs>=2025'],  # hf-hub:… and gs://…
   'tf': ['tensorflow-cpu>=2.20,<3'],  # only to prepare TFDS sets that need it
   'gpu': ['jax[cuda12]>=0.10,<0.12'],
   'tpu': ['jax[tpu]>=0.10,<0.12'],

@@ -8,18 +8,52 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from vit_jax import main, models, state, train
+from vit_jax import (
+  evaluate,
+  main,
+  models,
+  optimizers,
+  pretrained,
+  state,
+  train,
+)
 
 NAMES = sorted(
   p.stem for p in (tiny.ROOT / 'configs').glob('*.py') if p.stem != 'common'
 )
 
 
-def load(name):
+@pytest.fixture(autouse=True)
+def checkpoints(monkeypatch):
+  """Whatever path a config starts from, a small ViT of ten classes is there."""
+  config = {
+    'name': 'vit', 'patch_size': 8, 'hidden_size': 8, 'num_layers': 2,
+    'num_heads': 2, 'mlp_dim': 8, 'image_size': 16, 'num_classes': 10,
+  }  # fmt: skip
+  model = models.build(**config)
+  variables = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(
+      model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+    ),
+  )
+  found = pretrained.Pretrained(
+    model, variables,
+    {
+      'decode': 'decode(channels=3)',
+      'transform': 'resize(size=16), value_range',
+    },
+    tuple(str(k) for k in range(10)), config,
+  )  # fmt: skip
+  monkeypatch.setattr(pretrained, 'load', lambda path: found)
+
+
+def load(name, *arg):
   """The config as a dict, its source replaced by one of the declared spec."""
-  config = importlib.import_module(f'configs.{name}').get_config().to_dict()
+  module = importlib.import_module(f'configs.{name}')
+  config = module.get_config(*arg).to_dict()
   if 'data' in config:
-    size = config['model']['image_size']
+    size = config['model']['image_size'] or 16
     classes = config['model'].setdefault('num_classes', None) or 10
     channels = 1 if 'channels=1' in config['data']['decode'] else 3
     side = size if size < 64 else size + 32
@@ -48,19 +82,26 @@ def test_config_drives_its_run(name, tmp_path):
     start = functools.partial(model.init, train=False)
     assert jax.eval_shape(start, jax.random.key(0), image)['params']
     return
-  assert config['run'] == 'train'
   data, model = arguments['data'], arguments['model']
   (shape, dtype), batch_size = data.spec['image'], 8
-  build = functools.partial(
-    state.init_state, model=model, optimizer=arguments['optimizer']
-  )
-  key = jax.random.key(0)
-  shapes = jax.eval_shape(build, key, jnp.zeros((1, *shape), dtype))
   with_batch = {
     'image': jax.ShapeDtypeStruct((batch_size, *shape), dtype),
     'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     'weight': jax.ShapeDtypeStruct((batch_size,), jnp.float32),
   }
+  if config['run'] == 'evaluate':
+    step = functools.partial(evaluate.eval_step, model=model)
+    found = jax.eval_shape(
+      step, arguments['init'], arguments['task'], with_batch
+    )
+    assert {'loss', 'accuracy'} <= set(found)
+    return
+  assert config['run'] == 'train'
+  build = functools.partial(
+    state.init_state, model=model, optimizer=arguments['optimizer']
+  )
+  key = jax.random.key(0)
+  shapes = jax.eval_shape(build, key, jnp.zeros((1, *shape), dtype))
   step = functools.partial(
     train.train_step, model=model, optimizer=arguments['optimizer']
   )
@@ -99,3 +140,40 @@ def test_a_config_is_locked_at_every_level(name):
   config = importlib.import_module(f'configs.{name}').get_config()
   sections = [config, *(v for v in config.values() if hasattr(v, 'lock'))]
   assert all(section.is_locked for section in sections)
+
+
+def test_recipes_of_fine_tuning_differ_in_what_moves(tmp_path):
+  sections = {
+    r: load('finetune', f'a,b,{r}')['optimizer']
+    for r in ('sgd', 'adamw', 'probe')
+  }
+  params = main.build(load('finetune'), tmp_path)['init']['params']
+  frozen = optimizers.matching(sections['probe']['freeze'], params)
+  for path, hit in jax.tree_util.tree_leaves_with_path(frozen):
+    assert hit != optimizers.path_of(path).startswith('head/')
+  assert [s['layer_decay'] for s in sections.values()] == [1, 0.75, 1]
+  assert [s['freeze'] for s in sections.values()][:2] == ['', '']
+  # What the original fine-tunes with.
+  assert sections['sgd'] == {
+    'name': 'sgd', 'learning_rate': 0.03, 'warmup': 500, 'clip': 1.0,
+    'schedule': 'cosine', 'weight_decay': 0.0, 'layer_decay': 1.0,
+    'freeze': '',
+  }  # fmt: skip
+  with pytest.raises(ValueError, match="'sdg'; choices: sgd, adamw, probe"):
+    load('finetune', 'a,b,sdg')
+
+
+@pytest.mark.parametrize(
+  ('arg', 'init', 'source'),
+  [
+    ('a/b,c/d', 'a/b', "folder(path='c/d')"),
+    ('a, tfds:cifar10', 'a', "tfds(name='cifar10')"),
+    ("gs://a/b.npz,folder(path='c', seed=1)", 'gs://a/b.npz',
+     "folder(path='c', seed=1)"),
+  ],
+)  # fmt: skip
+def test_a_data_set_is_a_folder_a_name_or_a_source(arg, init, source):
+  for name in ('finetune', 'evaluate'):
+    module = importlib.import_module(f'configs.{name}')
+    config = module.get_config(arg)
+    assert (config.init, config.data.source) == (init, source)

@@ -1,12 +1,14 @@
 """Evaluation counts every example exactly once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from vit_jax import data, evaluate, main, models, sharding, tasks
+from vit_jax import data, evaluate, main, models, pretrained, sharding, tasks
 
 
 @pytest.fixture(scope='module')
@@ -56,6 +58,41 @@ def test_metrics_do_not_depend_on_the_batch_size(parts, expected, batch_size):
 def test_metrics_do_not_depend_on_the_mesh(parts, expected, mesh):
   found = measure(parts, 104, sharding.build(*mesh))
   assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_some_of_a_checkpoints_classes_are_evaluated_by_name(
+  parts, monkeypatch, tmp_path
+):
+  """Among all its logits, which are in an order of their own."""
+  arguments, variables = parts
+  names = ('x', '3', '1', 'y', *'0248567', '9', 'z')
+  config = {**tiny.CONFIG['model'], 'num_classes': len(names)}
+  model = models.build(**config)
+  rng = np.random.default_rng(0)
+  kernel = rng.standard_normal((16, len(names))).astype(np.float32)
+  head = {'kernel': kernel, 'bias': np.zeros(len(names), np.float32)}
+  variables = {'params': {**variables['params'], 'head': head}}
+  preprocess = {'decode': 'decode(channels=1)', 'transform': 'value_range'}
+  found = pretrained.Pretrained(
+    model, variables, preprocess, names, config, channels=1
+  )
+  monkeypatch.setattr(pretrained, 'load', lambda path: found)
+  config = tiny.config(run='evaluate', init='some', model__num_classes=None)
+  built = main.build(config, tmp_path)
+  assert built['task'].num_classes == 13
+  values = main.RUNS['evaluate'](tmp_path, **built)
+  (batch,) = arguments['data'].test_batches(360)
+  logits = np.asarray(model.apply(variables, jnp.asarray(batch['image'])))
+  label = np.array([names.index(str(k)) for k in batch['label']])
+  assert values['accuracy'] == (logits.argmax(-1) == label).mean()
+  top5 = (np.argsort(-logits)[:, :5] == label[:, None]).any(-1)
+  assert values['accuracy_top5'] == pytest.approx(top5.mean())
+  monkeypatch.setattr(
+    pretrained, 'load',
+    lambda path: dataclasses.replace(found, labels=('0', *names[1:])),
+  )  # fmt: skip
+  with pytest.raises(ValueError, match="class '0' of the data may be any of"):
+    main.build(config, tmp_path)
 
 
 def test_a_batch_that_does_not_divide_is_refused(parts):

@@ -47,11 +47,13 @@ MAY_IMPORT = {
   'pretrained': (
     'models', 'layers', 'checkpoints', 'data.transforms', *ANY,
   ),
+  'fewshot': ('sharding', *ANY),
+  'start': ('pretrained', 'data', 'identity', 'layers', *ANY),
   'predict': ('pretrained', 'plots', 'data', 'models', *ANY),
   'train': LIBRARY,
   'benchmark': ('train', *LIBRARY),
   'arena': ('train', 'benchmark', *LIBRARY),
-  'main': ('train', 'benchmark', 'arena', *LIBRARY),
+  'main': ('train', 'benchmark', 'arena', 'fewshot', 'start', *LIBRARY),
 }  # fmt: skip
 
 

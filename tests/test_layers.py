@@ -108,8 +108,63 @@ def test_other_methods_resize_as_jax_image_does(method):
   assert np.abs(found - aligned).max() > 0.1
 
 
+def cubic(d, a=-0.75):
+  """Keys 1981, eq. 15: the kernel of cubic convolution at a distance."""
+  d = abs(d)
+  if d <= 1:
+    return (a + 2) * d**3 - (a + 3) * d**2 + 1
+  if d < 2:
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+  return 0.0
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ((3, 5), (6, 9)), ((6, 9), (3, 5)), ((1, 4), (3, 4)), ((2, 2), (1, 7)),
+    ((14, 14), (24, 20)),
+  ],
+)  # fmt: skip
+def test_bicubic_torch_weighs_every_point_by_its_distance(old, new):
+  table = RNG.standard_normal((*old, 3))
+  expected = np.zeros((*new, 3))
+  for y, x in np.ndindex(*new):
+    row = (y + 0.5) * old[0] / new[0] - 0.5
+    column = (x + 0.5) * old[1] / new[1] - 0.5
+    for r in range(int(row) - 3, int(row) + 5):
+      for c in range(int(column) - 3, int(column) + 5):
+        inside = (min(max(r, 0), old[0] - 1), min(max(c, 0), old[1] - 1))
+        expected[y, x] += cubic(r - row) * cubic(c - column) * table[inside]
+  found = layers.resize_positions(
+    jnp.asarray(table.reshape(1, -1, 3), jnp.float32), old, new,
+    'bicubic_torch',
+  )  # fmt: skip
+  np.testing.assert_allclose(
+    found[0].reshape(*new, 3), expected, atol=3e-6
+  )
+
+
+def test_the_two_bicubics_differ_as_their_definitions_do():
+  table = normal(1, 16, 4)
+  for new in ((7, 7), (2, 3)):  # by a, and where it shrinks by antialiasing
+    ours, timms = (
+      layers.resize_positions(table, (4, 4), new, method)
+      for method in ('bicubic_torch', 'bicubic')
+    )
+    assert np.abs(ours - timms).max() > 0.02
+
+
+@pytest.mark.parametrize('method', layers.RESIZES)
+def test_every_way_to_resize_keeps_a_constant_table(method):
+  table = jnp.ones((1, 12, 2))
+  for new in ((5, 9), (2, 2)):
+    found = layers.resize_positions(table, (3, 4), new, method)
+    assert found.shape == (1, new[0] * new[1], 2)
+    np.testing.assert_allclose(found, 1, atol=1e-6)
+
+
 def test_an_unknown_way_to_resize_is_an_error_even_where_sizes_agree():
-  with pytest.raises(ValueError, match="'cubic'; choices: align_corners, bil"):
+  with pytest.raises(ValueError, match="'cubic'; choices: align_corners, bic"):
     layers.resize_positions(normal(1, 4, 4), (2, 2), (2, 2), 'cubic')
 
 
@@ -127,6 +182,16 @@ def test_registers_get_no_position_and_prefix_tokens_keep_theirs():
     layers.resize_positions(table[:, 1:], (2, 2), (3, 4)),
     atol=1e-6,
   )
+
+
+def test_positions_resize_by_the_layers_method():
+  table, x = normal(1, 4, 3), jnp.zeros((1, 12, 3))
+  for method in ('align_corners', 'bicubic_torch', 'bicubic'):
+    layer = layers.AddPositionEmbs((2, 2), method=method)
+    np.testing.assert_array_equal(
+      layer.apply({'params': {'pos_embedding': table}}, x, (3, 4)),
+      layers.resize_positions(table, (2, 2), (3, 4), method),
+    )
 
 
 def test_sincos2d_encodes_columns_then_rows():

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny
 
-from vit_jax import main
+from vit_jax import main, models, pretrained
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,8 @@ from vit_jax import main
     ({'optimizer__clip': -1.0}, ['clip=-1.0']),
     ({'sharding__data': 3}, ['data=3', '8 devices']),
     ({'sharding__dat': 3}, ["'dat'", "'data'"]),
+    ({'head': 'nwe'}, ["'nwe'", "'new'", 'by_name', 'by_number']),
+    ({'head': 'new'}, ["head='new'", 'no config.init']),
   ],
 )  # fmt: skip
 def test_bad_config_names_value_and_choices(changes, words, tmp_path):
@@ -139,3 +143,71 @@ def test_init_at_another_image_size_resizes_the_positions(tmp_path):
   assert table['pos_embedding'].shape == (1, 17, 16)
   x = jax.numpy.zeros((1, 16, 16, 1))
   assert built['model'].apply(built['init'], x).shape == (1, 10)
+
+
+@pytest.fixture
+def grey(monkeypatch):
+  """A checkpoint of grey digits in [0, 1], of 16×16 pixels, among letters."""
+  config = {**tiny.CONFIG['model'], 'image_size': 16, 'num_classes': 12}
+  model = models.build(**config)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+  preprocess = {
+    'decode': 'decode(channels=1)',
+    'transform': 'resize(size=16), value_range(low=0.0)',
+  }
+  found = pretrained.Pretrained(
+    model, variables, preprocess, ('a', *'9876543210', 'b'), config, 1
+  )
+  monkeypatch.setattr(pretrained, 'load', lambda path: found)
+  return found
+
+
+EMPTY = dict.fromkeys(tiny.CONFIG['model'])  # leaves all as the checkpoint's
+
+
+def test_fine_tuning_takes_size_and_scaling_from_the_checkpoint(grey):
+  config = tiny.config(
+    init='runs/grey', head='new', model=EMPTY, data__decode='',
+    data__test='', data__train='inception_crop, flip(probability=0.25)',
+  )  # fmt: skip
+  built = main.build(config, 'unused')
+  train = built['data'].identity['train']
+  assert train.startswith('inception_crop(size=16,')
+  assert train.endswith('value_range(low=0.0, high=1.0)')
+  with built['data'].train_batches(16, seed=0) as batches:
+    image = next(batches)['image']
+  assert image.shape == (16, 16, 16, 1)
+  assert image.min() == 0
+  assert 0.9 < image.max() <= 1
+  assert built['model'].num_classes == built['task'].num_classes == 10
+  assert built['record']['model']['num_classes'] == 10
+  old = grey.variables['params']['embedding']['kernel']
+  np.testing.assert_array_equal(
+    built['init']['params']['embedding']['kernel'], old
+  )
+
+
+def test_fine_tuning_refuses_another_scaling(grey):
+  config = tiny.config(
+    init='runs/grey', head='new', model=EMPTY, data__test='', data__decode=''
+  )
+  with pytest.raises(ValueError, match='value_range.low=-1.0.*otherwise'):
+    main.build(config, 'unused')
+
+
+def test_fine_tuning_at_another_size_resizes_the_transforms_too(grey):
+  config = tiny.config(
+    init='runs/grey', head='new', model={**EMPTY, 'image_size': 8},
+    data__decode='', data__test='', data__train='',
+  )  # fmt: skip
+  built = main.build(config, 'unused')
+  assert built['data'].spec['image'][0] == (8, 8, 1)
+  assert built['data'].identity['train'].startswith('resize(size=8,')
+
+
+def test_a_checkpoints_architecture_can_be_benchmarked(grey):
+  config = tiny.config(run='benchmark', init='runs/grey', model=EMPTY)
+  record = main.build(config, 'unused')['record']
+  assert models.build(**record['model']) == grey.model
+  with pytest.raises(ValueError, match="variants=.'Ti/16',. are other models"):
+    main.build({**config, 'variants': ('Ti/16',)}, 'unused')

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +141,29 @@ def test_updates_shrink_by_the_layer_decay_a_block(
       np.testing.assert_allclose(
         change, 0.5**power * plain[path], rtol=1e-5, err_msg=path
       )
+
+
+@pytest.mark.parametrize(
+  ('path', 'power'),
+  [
+    ('conv_root/kernel', 3),
+    ('block2/unit1/conv1/kernel', 3),  # of a hybrid's ResNet
+    ('dist', 3),
+    ('MixerBlock_0/token_mixing/Dense_1/kernel', 2),
+    ('MixerBlock_1/LayerNorm_0/scale', 1),
+    ('fc_norm/scale', 0),
+    ('pre_head_layer_norm/scale', 0),
+    ('head_dist/kernel', 0),
+  ],
+)
+def test_stems_and_heads_of_every_model_have_their_layer(path, power):
+  params = flax.traverse_util.unflatten_dict({
+    name: jnp.zeros(1)
+    for name in {path, 'MixerBlock_1/scale', 'head/bias'}
+  }, sep='/')  # fmt: skip
+  factors = optimizers.layer_factors(params, 0.5)
+  assert flat(factors)[path] == 0.5**power
+  assert flat(factors)['head/bias'] == 1
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm(params, gradients):

@@ -4,6 +4,7 @@ Class and parameter names are those of the original ViT codebase wherever it has
 the layer, so its weights and its users' code fit.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,7 @@ class PatchEmbedding(nn.Module):
   features: int
   patch_size: int
   dtype: Any = jnp.float32
+  kernel_init: Callable = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(
@@ -84,7 +86,7 @@ class PatchEmbedding(nn.Module):
     p, (b, height, width, c) = self.patch_size, images.shape
     rows, columns = grid_of((height, width), p)
     kernel = self.param(
-      'kernel', nn.initializers.lecun_normal(), (p, p, c, self.features)
+      'kernel', self.kernel_init, (p, p, c, self.features)
     )
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
     x = images.astype(self.dtype).reshape(b, rows, p, columns, p, c)
@@ -130,6 +132,37 @@ def align_corners(new: int, old: int) -> Float[np.ndarray, 'new old']:
   return matrix
 
 
+def cubic_torch(new: int, old: int) -> Float[np.ndarray, 'new old']:
+  """Matrix of cubic convolution from `old` to `new` points, areas aligned.
+
+  With a = -3/4, a point at distance d weighs (a+2)|d|³ - (a+3)|d|² + 1 up to
+  1 and a(|d|³ - 5|d|² + 8|d| - 4) up to 2 (Keys 1981, eq. 15, whose a is -1/2);
+  points outside repeat the border. As PyTorch's interpolate(mode='bicubic',
+  align_corners=False) does along one axis; not antialiased.
+  """
+  a = -0.75
+  at = (np.arange(new) + 0.5) * (old / new) - 0.5
+  first = np.floor(at).astype(int) - 1
+  matrix = np.zeros((new, old))
+  for tap in range(4):
+    d = np.abs(at - first - tap)
+    near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+    far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+    column = np.clip(first + tap, 0, old - 1)
+    np.add.at(matrix, (np.arange(new), column), np.where(d <= 1, near, far))
+  return matrix.astype(np.float32)
+
+
+MATRICES = {
+  'align_corners': align_corners,  # the original codebase's
+  'bicubic_torch': cubic_torch,  # DeiT's and Hugging Face's
+}
+# Half-pixel centres, antialiased where the grid shrinks; 'bicubic' is timm's,
+# torch's interpolate with antialias=True.
+IMAGE_METHODS = ('bilinear', 'bicubic', 'lanczos3', 'nearest')
+RESIZES = (*MATRICES, *IMAGE_METHODS)
+
+
 def resize_positions(
   table: Float[Array, '1 N C'],
   old: tuple[int, int],
@@ -142,20 +175,26 @@ def resize_positions(
     table: [1 old_rows·old_columns C], without prefix tokens.
     old: its grid.
     new: the grid wanted.
-    method: 'align_corners' (bilinear, the original's), or a method of
-      `jax.image.resize` with half-pixel centres and antialiasing
-      ('bilinear', 'bicubic', …; timm's is 'bicubic').
+    method: 'align_corners' (bilinear, the original codebase's),
+      'bicubic_torch' (not antialiased; DeiT's and Hugging Face's), or a method
+      of `jax.image.resize`, with half-pixel centres and antialiasing:
+      'bilinear', 'bicubic' (timm's), 'lanczos3', 'nearest'.
+
+  Raises:
+    ValueError: an unknown method.
   """
-  choices = ('align_corners', 'bilinear', 'bicubic', 'lanczos3', 'nearest')
-  if method not in choices:
-    raise ValueError(f'method={method!r}; choices: {", ".join(choices)}')
+  if method not in RESIZES:
+    raise ValueError(f'method={method!r}; choices: {", ".join(RESIZES)}')
   if old == new:
     return table
   width = table.shape[-1]
   x = table.reshape(*old, width)
-  if method == 'align_corners':
-    x = jnp.einsum('yr,rcw->ycw', align_corners(new[0], old[0]), x)
-    x = jnp.einsum('xc,ycw->yxw', align_corners(new[1], old[1]), x)
+  if method in MATRICES:
+    rows, columns = map(MATRICES[method], new, old)
+    # In full precision: a GPU's default would keep three digits.
+    product = functools.partial(jnp.einsum, precision='highest')
+    x = product('yr,rcw->ycw', rows, x)
+    x = product('xc,ycw->yxw', columns, x)
   else:
     x = jax.image.resize(x, (*new, width), method=method)
   return x.reshape(1, new[0] * new[1], width)
@@ -165,13 +204,15 @@ class AddPositionEmbs(nn.Module):
   """Adds a learned table to the tokens: [B N C] → [B N C].
 
   The table `pos_embedding` [1, learned_prefix + rows·columns, C], N(0, 0.02),
-  belongs to `table_grid`; for another `grid` it is resized on the way, with
-  gradients. Prefix tokens beyond `learned_prefix` (registers) get no position.
+  belongs to `table_grid`; for another `grid` it is resized on the way by
+  `resize_positions`, with gradients. Prefix tokens beyond `learned_prefix`
+  (registers) get no position.
   """
 
   table_grid: tuple[int, int]
   learned_prefix: int = 0
   method: str = 'align_corners'
+  table_init: Callable = nn.initializers.normal(stddev=0.02)
 
   @nn.compact
   def __call__(
@@ -184,9 +225,7 @@ class AddPositionEmbs(nn.Module):
     width, learned = x.shape[-1], self.learned_prefix
     cells = self.table_grid[0] * self.table_grid[1]
     table = self.param(
-      'pos_embedding',
-      nn.initializers.normal(stddev=0.02),
-      (1, learned + cells, width),
+      'pos_embedding', self.table_init, (1, learned + cells, width)
     )
     cell = resize_positions(
       table[:, learned:], self.table_grid, grid, self.method
@@ -203,6 +242,8 @@ class MlpBlock(nn.Module):
   dropout_rate: float = 0.0
   gelu: str = 'tanh'
   dtype: Any = jnp.float32
+  kernel_init: Callable = nn.initializers.xavier_uniform()
+  bias_init: Callable = nn.initializers.normal(stddev=1e-6)
 
   @nn.compact
   def __call__(
@@ -211,8 +252,8 @@ class MlpBlock(nn.Module):
     """Applies the same MLP to every token."""
     dense = lambda features: nn.Dense(  # noqa: E731
       features,
-      kernel_init=nn.initializers.xavier_uniform(),
-      bias_init=nn.initializers.normal(stddev=1e-6),
+      kernel_init=self.kernel_init,
+      bias_init=self.bias_init,
       dtype=self.dtype,
     )
     drop = nn.Dropout(self.dropout_rate, deterministic=not train)

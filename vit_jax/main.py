@@ -22,11 +22,13 @@ from vit_jax import (
   benchmark,
   data,
   evaluate,
+  fewshot,
   identity,
   models,
   optimizers,
   pretrained,
   specs,
+  start,
   tasks,
   train,
 )
@@ -35,8 +37,11 @@ from vit_jax import sharding as shardings
 RUNS: dict[str, Callable[..., Any]] = {
   'train': train.train,
   'evaluate': evaluate.evaluate,
+  'fewshot': fewshot.fewshot,
   'benchmark': benchmark.benchmark,
 }
+# They look at a trained model: without config.init, the workdir's own.
+OF_TRAINED = ('evaluate', 'fewshot')
 # Built by main rather than read from the config.
 BUILT = ('workdir', 'record')
 
@@ -44,7 +49,7 @@ BUILT = ('workdir', 'record')
 def check(config: Mapping[str, Any]) -> None:
   """Raises a ValueError on a key that no run reads, or an unknown run."""
   specs.lookup(RUNS, config['run'], 'config.run')
-  known = {'run', 'init', 'model'}
+  known = {'run', 'init', 'head', 'model'}
   known |= {k for run in RUNS.values() for k in specs.accepted(run)}
   known -= set(BUILT)
   for key in config:
@@ -63,41 +68,47 @@ def build(
     ValueError: an unknown or missing key, or a bad value.
   """
   check(config)
-  config = {'init': None, 'steps': 1, **config}
-  wanted = inspect.signature(RUNS[config['run']]).parameters
+  config = {
+    'init': None, 'head': 'by_name', 'steps': 1, **config,
+    'model': {'num_classes': None, **config['model']},
+  }  # fmt: skip
+  run = config['run']
+  wanted = inspect.signature(RUNS[run]).parameters
   out = {k: v for k, v in config.items() if k in wanted and k != 'init'}
   for key, p in wanted.items():
     if p.default is p.empty and key not in config and key not in BUILT:
-      raise ValueError(
-        f'config.{key} is missing; run={config["run"]!r} needs it'
-      )
-  found = None
-  if 'init' in wanted:
-    path = config['init']
-    if path is None and config['run'] == 'evaluate':
-      path = str(workdir)
-    if path is not None:
-      found = _load(path, config['model'])
-      out['init'] = found.variables
+      raise ValueError(f'config.{key} is missing; run={run!r} needs it')
+  found, built = _start(config, workdir), None
   if 'data' in wanted:
-    out['data'] = _data(config['data'], found)
+    built = _data(config['data'], found)
   if found is None:
-    section = {'num_classes': None, **config['model']}
-    if 'data' in wanted and section['num_classes'] is None:
-      section['num_classes'] = out['data'].num_classes
+    section = dict(config['model'])
+    if built is not None and section['num_classes'] is None:
+      section['num_classes'] = built.num_classes
     model = models.build(**section)
+    if built is not None and model.num_classes != built.num_classes:
+      raise ValueError(
+        f'the model has {model.num_classes} classes and the data '
+        f'{built.num_classes}: set config.model.num_classes='
+        f'{built.num_classes}'
+      )
   else:
+    if built is not None and 'task' in wanted:
+      found, built = start.fit(
+        found, built, head=config['head'], training=run == 'train',
+        num_classes=config['model']['num_classes'],
+        subset='teacher' in config['task'],
+      )  # fmt: skip
     section, model = found.config, found.model
-  if 'data' in wanted and model.num_classes != out['data'].num_classes:
-    raise ValueError(
-      f'the model has {model.num_classes} classes and the data '
-      f'{out["data"].num_classes}: set config.model.num_classes='
-      f'{out["data"].num_classes}'
-    )
+    if 'init' in wanted:
+      out['init'] = found.variables
+  if built is not None:
+    out['data'] = built
   if 'model' in wanted:
     out['model'] = model
   if 'task' in wanted:
-    out['task'] = tasks.build(num_classes=model.num_classes, **config['task'])
+    task = _task(config['task'], built)
+    out['task'] = tasks.build(num_classes=model.num_classes, **task)
   if 'optimizer' in wanted:
     specs.check_options(
       optimizers.build, config['optimizer'], 'config.optimizer'
@@ -113,34 +124,58 @@ def build(
   return out
 
 
-def _load(
-  path: str, section: Mapping[str, Any]
-) -> pretrained.Pretrained:
-  """A checkpoint, with what `config.model` may change of it.
-
-  Raises:
-    ValueError: config.model asks for another architecture.
-  """
-  found = pretrained.load(path)
-  changed = {
-    k: v
-    for k, v in section.items()
-    if v is not None
-    and (k not in found.config or identity.plain(v) != found.config[k])
-  }
-  return pretrained.load(path, **changed) if changed else found
+def _start(
+  config: Mapping[str, Any], workdir: str | os.PathLike
+) -> pretrained.Pretrained | None:
+  """The checkpoint that a run starts from or looks at, if there is one."""
+  specs.lookup(start.HEADS, config['head'], 'config.head')
+  path = config['init']
+  if path is None and config['run'] in OF_TRAINED:
+    path = str(workdir)
+  if path is None:
+    if config['head'] != 'by_name':
+      raise ValueError(
+        f'config.head={config["head"]!r} is about the head of a checkpoint, '
+        'and there is no config.init'
+      )
+    return None
+  if 'variants' in config and config['variants']:
+    raise ValueError(
+      f'config.variants={config["variants"]} are other models than that of '
+      f'config.init={path!r}: set config.variants="()"'
+    )
+  return start.load(path, config['model'])
 
 
 def _data(
   section: Mapping[str, Any], found: pretrained.Pretrained | None
 ) -> Any:
   specs.check_options(data.build, section, 'config.data')
-  section = {'test': '', 'decode': '', **section}
-  if found is not None:
-    for ours, theirs in (('test', 'transform'), ('decode', 'decode')):
-      if not section[ours]:
-        section[ours] = found.preprocess[theirs]
-  return data.build(**section)
+  if found is None:
+    return data.build(**{'train': '', 'test': '', **section})
+  built = data.build(**start.transforms(section, found))
+  start.check_channels(found, built)
+  return built
+
+
+def _task(section: Mapping[str, Any], data: Any) -> Mapping[str, Any]:
+  """The task's section; its teacher, a path there, loaded."""
+  if 'teacher' not in section or section['teacher'] is None:
+    return section
+  path = section['teacher']
+  teacher = pretrained.load(path)
+  if data is not None:
+    pretrained.check_teacher(
+      teacher,
+      path,
+      labels=data.labels,
+      channels=data.spec['image'][0][-1],
+      transforms={
+        'config.data.test': data.preprocess['transform'],
+        'config.data.train': data.identity['train'],
+      },
+    )
+  return {**section, 'teacher': teacher}
 
 
 CONFIG = config_flags.DEFINE_config_file(

@@ -219,17 +219,21 @@ def matching(pattern: str, params: Params) -> Any:
 
 
 def layer_factors(params: Params, decay: float) -> Any:
-  """decay^(layers + 1 - i) for each parameter; the head keeps 1.
+  """decay^(layers + 1 - i) for each parameter; the heads keep 1.
 
-  i is 0 for what comes before the blocks, 1 + the block's index for the blocks
-  (the first number in the path that follows a name ending in 'block'), and
-  layers + 1 for what comes after them: norm, pooling, head. Clark et al. 2020.
+  i is 0 for what comes before the blocks (a ResNet stem's block1 too), 1 + the
+  block's index for the blocks (the first number in the path that follows a name
+  ending in 'block_'), and layers + 1 for what comes after them: norm, pooling,
+  heads. Clark et al. 2020.
 
   Raises:
     ValueError: the parameters have no numbered blocks.
   """
-  found = re.compile(r'[bB]lock_?(\d+)')
-  after = re.compile(r'(^|/)(encoder_norm|pre_logits|head|MAPHead_\d+)(/|$)')
+  found = re.compile(r'[bB]lock_(\d+)')
+  after = re.compile(
+    r'(^|/)(encoder_norm|fc_norm|pre_head_layer_norm|pre_logits|head|head_dist'
+    r'|MAPHead_\d+)(/|$)'
+  )
   paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
   blocks = [
     int(m.group(1))

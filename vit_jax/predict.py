@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     '--checkpoint', required=True,
-    help='a workdir of vit_jax.main, or one of its checkpoints/STEP folders',
+    help='a workdir of ours, a folder of Hugging Face or timm, an .npz',
   )  # fmt: skip
   parser.add_argument('images', nargs='+', metavar='IMAGE')
   parser.add_argument('--topk', type=int, default=5)

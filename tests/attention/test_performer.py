@@ -108,6 +108,22 @@ def test_the_rows_are_orthogonal_in_blocks_and_of_chi_length():
   assert abs(squares.var() - 2 * WIDTH) < 1.0
 
 
+def test_blocks_are_drawn_as_jax_draws_them_one_after_the_other():
+  # A batch of factorisations in each of a few layers never ends on a CPU.
+  key = jax.random.key(0)
+  draw = lambda key: performer.draw_features(key, 40, WIDTH)  # noqa: E731
+  text = str(jax.make_jaxpr(draw)(key))
+  assert 'qr[' in text
+  assert f'f32[{WIDTH},{WIDTH}] = qr[' in ' '.join(text.split())
+  assert f',{WIDTH},{WIDTH}] = qr[' not in ' '.join(text.split())
+  ws = np.asarray(draw(key))
+  expected = jax.random.orthogonal(jax.random.split(key)[0], WIDTH, (3,))
+  expected = np.asarray(expected).reshape(-1, WIDTH)[:40]
+  np.testing.assert_allclose(
+    ws / np.linalg.norm(ws, axis=1, keepdims=True), expected, atol=1e-5
+  )
+
+
 @pytest.mark.parametrize('causal', [False, True])
 def test_with_many_features_it_converges_to_softmax(causal):
   q, k, v = arrays()

@@ -41,19 +41,37 @@ def classes(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='module')
+def wordnet(classes, tmp_path_factory):
+  """The same images in the folders of Tiny ImageNet."""
+  root = tmp_path_factory.mktemp('tiny_imagenet')
+  (root / 'val' / 'images').mkdir(parents=True)
+  lines = []
+  for file in sorted(classes.glob('*/?.png')):
+    digit = file.parent.name
+    (root / 'train' / digit / 'images').mkdir(parents=True, exist_ok=True)
+    for place in (f'train/{digit}/images', 'val/images'):
+      shutil.copy(file, root / place / f'{digit}_{file.stem}.JPEG')
+    lines.append(f'{digit}_{file.stem}.JPEG\t{digit}\t0\n')
+  (root / 'val' / 'val_annotations.txt').write_text(''.join(lines))
+  return root
+
+
 def build(spec, split='train'):
   return specs.build(spec, SOURCES, 'source', split=split)
 
 
-def test_every_source_keeps_the_contract(prepared, classes):
+def test_every_source_keeps_the_contract(prepared, classes, wordnet):
   cases = {
     'digits': f'digits(data_dir={str(prepared)!r})',
     'folder': f'folder(path={str(classes)!r})',
     'synthetic': 'synthetic(classes=4, size=30)',
     'tfds': f"tfds(name='digits', data_dir={str(prepared)!r})",
+    'tiny_imagenet': f'tiny_imagenet(path={str(wordnet)!r})',
   }
   assert cases.keys() == SOURCES.keys()
-  for spec in cases.values():
+  for name, spec in cases.items():
+    held_out = 'val' if name == 'tiny_imagenet' else 'test'
     source = build(spec)
     assert isinstance(source, examples.Source)
     assert set(source.location) <= set(specs.accepted(type(source)))
@@ -70,8 +88,8 @@ def test_every_source_keeps_the_contract(prepared, classes):
       np.testing.assert_array_equal(source[index]['image'], example['image'])
     assert len(names) == 2
     assert build(spec).fingerprint == source.fingerprint
-    assert build(spec, 'test').fingerprint != source.fingerprint
-    assert build(spec, 'test').labels == source.labels
+    assert build(spec, held_out).fingerprint != source.fingerprint
+    assert build(spec, held_out).labels == source.labels
 
 
 # Digits.

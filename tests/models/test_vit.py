@@ -116,15 +116,25 @@ def reference(model, params, image):
     for r in range(rows)
     for c in range(columns)
   ])
-  first = int(model.classifier in ('token', 'token_unpooled'))
-  prefix = [p['cls'][0]] if first else []
+  prefix = np.concatenate([
+    p[name][0] for name in ('cls', 'register') if name in p
+  ] or [np.zeros((0, model.hidden_size))])  # fmt: skip
   if model.position == 'learned':
     table = p['Transformer']['posembed_input']['pos_embedding'][0]
     old = tuple(s // size for s in model.image_size)
+    first = len(table) - old[0] * old[1]
+    assert first == (
+      int('cls' in p) if model.prefix_positions is None
+      else model.prefix_positions
+    )  # fmt: skip
     grid = table[first:].reshape(*old, -1)
-    grid = ndimage.zoom(grid, (rows / old[0], columns / old[1], 1), order=1)
+    if model.position_resize == 'bicubic':
+      shape = (rows, columns, grid.shape[-1])
+      grid = np.asarray(jax.image.resize(jnp.asarray(grid), shape, 'bicubic'))
+    else:
+      grid = ndimage.zoom(grid, (rows / old[0], columns / old[1], 1), order=1)
     tokens = tokens + grid.reshape(rows * columns, -1)
-    prefix = [c + table[:first] for c in prefix]
+    prefix[:first] += table[:first]
   elif model.position == 'sincos2d':
     count = model.hidden_size // 4
     for r in range(rows):
@@ -138,24 +148,26 @@ def reference(model, params, image):
             )
             for j in range(count)
           ]  # fmt: skip
-  if model.num_registers:
-    prefix.append(p['register'][0])
-  x = np.concatenate([*prefix, tokens])
+  x = np.concatenate([prefix, tokens])
   for i in range(model.num_layers):
     x = block(x, p['Transformer'][f'encoderblock_{i}'], model)
-  x = norm(x, p['Transformer']['encoder_norm'], model.epsilon)
+  if not model.norm_after_pooling:
+    x = norm(x, p['Transformer']['encoder_norm'], model.epsilon)
   if model.classifier == 'token':
     x = x[0]
   elif model.classifier == 'gap':
-    x = x[-rows * columns :].mean(0)
+    x = (x if model.pool_prefix else x[-rows * columns :]).mean(0)
   elif model.classifier == 'map':
     head = p['MAPHead_0']
+    x = x if model.pool_prefix is not False else x[-rows * columns :]
     y = attend(
       head['probe'][0], x, head['MultiHeadDotProductAttention_0'], model
     )
     x = (y + mlp(
       norm(y, head['LayerNorm_0'], model.epsilon), head['MlpBlock_0'], model
     ))[0]  # fmt: skip
+  if model.norm_after_pooling:
+    x = norm(x, p['fc_norm'], model.epsilon)
   if model.representation_size is not None:
     x = np.tanh(dense(x, p['pre_logits']))
   return dense(x, p['head'])
@@ -166,7 +178,11 @@ def reference(model, params, image):
   [
     {},
     {'classifier': 'gap', 'gelu': 'exact', 'num_registers': 2},
-    {'classifier': 'map', 'epsilon': 0.1, 'qk_norm': True, 'gelu': 'exact'},
+    {
+      'classifier': 'map', 'epsilon': 0.1, 'qk_norm': True, 'gelu': 'exact',
+      'num_registers': 1,
+    },
+    {'classifier': 'gap', 'num_registers': 1, 'pool_prefix': True},
     {'position': 'sincos2d', 'representation_size': 6, 'layer_scale': 0.1},
     {'classifier': 'unpooled', 'position': 'none', 'qkv_bias': False},
     {
@@ -175,11 +191,21 @@ def reference(model, params, image):
       'image_size': (12, 16),
       'num_heads': 4,
     },
+    {
+      'classifier': 'gap', 'class_token': True, 'norm_after_pooling': True,
+      'prefix_positions': 0, 'num_registers': 1,
+    },
+    {
+      'classifier': 'map', 'class_token': True, 'num_registers': 2,
+      'prefix_positions': 2, 'qk_norm': True, 'qk_norm_bias': True,
+      'pool_prefix': False,
+      'image_size': (12, 16), 'position_resize': 'bicubic',
+    },
   ],
   ids=lambda fields: ' '.join(f'{k}={v}' for k, v in fields.items()) or 'plain',
 )
 def test_logits_equal_a_float64_numpy_implementation(fields):
-  # The last case also resizes its position table: images are 8 × 12.
+  # Two cases also resize their position table: images are 8 × 12.
   model, images = build(**fields), random_images(2, 8, 12, 3)
   variables = random_variables(model, images)
   wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
@@ -253,6 +279,23 @@ MHA = 'Transformer/encoderblock_{}/MultiHeadDotProductAttention_0/'
       {'qk_norm': True},
       {f'{MHA}{n}_ln/scale': (8,) for n in ('query', 'key')}, {},
     ),
+    (
+      {'qk_norm': True, 'qk_norm_bias': True},
+      {f'{MHA}{n}_ln/{part}': (8,) for n in ('query', 'key')
+       for part in ('scale', 'bias')}, {},
+    ),
+    (
+      {'norm_after_pooling': True},
+      {f'fc_norm/{n}': (16,) for n in ('scale', 'bias')},
+      {f'Transformer/encoder_norm/{n}': (16,) for n in ('scale', 'bias')},
+    ),
+    ({'classifier': 'gap', 'class_token': True}, {}, {}),
+    (
+      {'prefix_positions': 0},
+      {'Transformer/posembed_input/pos_embedding': (1, 6, 16)},
+      {'Transformer/posembed_input/pos_embedding': (1, 7, 16)},
+    ),
+    ({'initialization': 'truncated', 'position_resize': 'nearest'}, {}, {}),
     (
       {'layer_scale': 0.1},
       {f'Transformer/encoderblock_{{}}/LayerScale_{i}/scale': (16,)
@@ -453,6 +496,20 @@ def test_features_equal_the_normalised_output_of_their_blocks():
   assert np.abs(first - last).max() > 0.1
 
 
+def test_without_the_encoders_norm_features_are_the_blocks_raw_outputs():
+  model = build(norm_after_pooling=True, classifier='gap')
+  images = random_images(2, 8, 12, 3)
+  variables = random_variables(model, images)
+  (map_,) = forward(model, method='features')(variables, images)
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), variables['params'])
+  pooled = norm(
+    np.asarray(map_, np.float64).mean((1, 2)), p['fc_norm'], model.epsilon
+  )
+  np.testing.assert_allclose(
+    forward(model)(variables, images), dense(pooled, p['head']), atol=1e-5
+  )
+
+
 def test_a_position_table_of_another_size_gets_gradients():
   model = build(image_size=(8, 8))
   images = random_images(1, 12, 8, 3)
@@ -617,6 +674,31 @@ def test_each_layer_has_the_attention_of_its_spec():
       "leaves no grid for the positions inside attention, 'rotary'",
     ),
     ({'gelu': 'erf'}, None, "gelu='erf'; choices: tanh, exact"),
+    (
+      {'class_token': False}, None,
+      "'token' needs the class token: .*True or None .it is False",
+    ),
+    (
+      {'position_resize': 'cubic'}, None,
+      "position_resize='cubic'; choices: align_corners, bicubic_torch, bil",
+    ),
+    ({'prefix_positions': 2}, None, r'prefix_positions=2 must be in \[0, 1\]'),
+    ({'prefix_positions': -1}, None, r'positions=-1 must be in \[0, 1\]'),
+    (
+      {'prefix_positions': 1, 'position': 'sincos2d'}, None,
+      "prefix_positions=1 needs a learned position; position='sincos2d'",
+    ),
+    (
+      {'pool_prefix': True}, None,
+      "pool_prefix=True needs classifier='gap' or 'map'; it is 'token'",
+    ),
+    ({'qk_norm_bias': True}, None, 'qk_norm_bias=True needs qk_norm=True'),
+    (
+      {'qk_norm': True, 'qk_norm_bias': True, 'attention': 'isab'}, None,
+      'InducedSetAttention has no normalize_bias: qk_norm_bias=True',
+    ),
+    ({'initialization': 'xavier'}, None, "'xavier'; choices: original, trunc"),
+    ({'resnet_convention': 'timm'}, None, "convention='timm' need resnet"),
     ({'num_heads': 3}, None, 'width 16 is not divisible by num_heads=3'),
     ({'attention': 'softmaxx'}, None, "'softmaxx'; did you mean 'softmax'"),
     ({'attention': 'softmax(size=3)'}, None, "no option 'size'.*causal"),

@@ -37,13 +37,22 @@ def project(
 
 
 def normalize(
-  layer: nn.Module, q: Float[Array, 'B N H D'], k: Float[Array, 'B M H D']
+  layer: nn.Module,
+  q: Float[Array, 'B N H D'],
+  k: Float[Array, 'B M H D'],
+  bias: bool = False,
 ) -> tuple[Float[Array, 'B N H D'], Float[Array, 'B M H D']]:
-  """`query_ln` and `key_ln` of a layer, if it has `normalize_qk`."""
+  """`query_ln` and `key_ln` of a layer, if it has `normalize_qk`.
+
+  Raises:
+    ValueError: `bias` without these norms.
+  """
+  if bias and not layer.normalize_qk:
+    raise ValueError('normalize_bias=True needs normalize_qk=True')
   if not layer.normalize_qk:
     return q, k
   norm = lambda name: nn.LayerNorm(  # noqa: E731
-    epsilon=layer.epsilon, use_bias=False, dtype=layer.dtype, name=name
+    epsilon=layer.epsilon, use_bias=bias, dtype=layer.dtype, name=name
   )
   return norm('query_ln')(q), norm('key_ln')(k)
 
@@ -72,6 +81,7 @@ class MultiHeadDotProductAttention(nn.Module):
     use_bias: biases of query, key and value; `out` always has one.
     normalize_qk: LayerNorm over D of queries and keys (Dehghani et al. 2023),
       named `query_ln` and `key_ln`, scales only, as in linen.
+    normalize_bias: whether these norms have biases too, as timm's.
     dropout_rate: of the attention weights; refused by kernels without it.
     epsilon: of the query and key norms.
     dtype: of the computation; parameters are float32.
@@ -90,6 +100,7 @@ class MultiHeadDotProductAttention(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Callable = nn.initializers.xavier_uniform()
   position: Callable[..., nn.Module] | None = None
+  normalize_bias: bool = False
 
   @nn.compact
   def __call__(
@@ -114,7 +125,7 @@ class MultiHeadDotProductAttention(nn.Module):
     q = project(self, 'query', inputs_q, width)
     k = project(self, 'key', inputs_k, width)
     v = project(self, 'value', inputs_v, width)
-    q, k = normalize(self, q, k)
+    q, k = normalize(self, q, k, self.normalize_bias)
     if self.position is not None:
       q, k, more = self.position(
         num_heads=self.num_heads, grid=self.grid, prefix=self.prefix,

@@ -25,7 +25,12 @@ def draw_features(
     return jax.random.normal(key, (features, width))
   directions, lengths = jax.random.split(key)
   blocks = -(-features // width)
-  rows = jax.random.orthogonal(directions, width, (blocks,))
+  # As jax.random.orthogonal, with one factorisation after the other: on a CPU
+  # a batch of them waits for threads of the pool that it runs in, and as many
+  # layers as there are threads wait for each other forever (jaxlib 0.10.2).
+  normal = jax.random.normal(directions, (blocks, width, width))
+  rows, r = jax.lax.map(jnp.linalg.qr, normal)
+  rows = rows * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None]
   squares = jax.random.chisquare(lengths, width, (features, 1))
   return rows.reshape(-1, width)[:features] * jnp.sqrt(squares)
 

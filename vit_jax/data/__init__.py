@@ -24,6 +24,7 @@ from vit_jax.data import (
   pipeline,
   synthetic,
   tfds,
+  tiny_imagenet,
   transforms,
 )
 
@@ -34,6 +35,7 @@ SOURCES = {
   'folder': folder.Folder,  # PATH/train/CLASS/*.jpg, or PATH/CLASS/*.jpg
   'synthetic': synthetic.Synthetic,  # noise of a declared shape
   'tfds': tfds.Tfds,  # any TensorFlow Datasets set prepared as array_record
+  'tiny_imagenet': tiny_imagenet.TinyImagenet,  # 200 classes of 64×64
 }
 
 DECODERS = {

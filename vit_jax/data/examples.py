@@ -68,6 +68,10 @@ class Decoded:
       self._cache[index] = example
     return example
 
+  def label(self, index: int) -> int:
+    """The label of an example, which is not decoded for it."""
+    return int(self._source[index]['label'])
+
   def __getstate__(self) -> dict[str, Any]:
     # A worker process fills a cache of its own.
     cache = None if self._cache is None else {}

@@ -5,14 +5,15 @@ resumes at any step with no iterator state, and workers, threads, prefetching
 and the number of processes change nothing in what a step sees.
 """
 
+import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vit_jax.data import examples
+from vit_jax.data import examples, views
 
 
 class Batches:
@@ -144,6 +145,45 @@ class Data:
       'label': ((), np.dtype(np.int32)),
       'weight': ((), np.dtype(np.float32)),
     }
+
+  def relabelled(self, labels: Sequence[str]) -> 'Data':
+    """The same data with the classes of a model, some of which it may lack.
+
+    Args:
+      labels: names of the classes, in the order of the logits; see
+        `views.find_classes` for which of them is which of `self.labels`.
+
+    Raises:
+      ValueError: a class of the data is not among them, or not clearly.
+    """
+    if tuple(labels) == self.labels:
+      return self
+    index = views.find_classes(self.labels, labels)
+    out = copy.copy(self)
+    out.labels, out.num_classes = tuple(labels), len(labels)
+    out.identity = {**self.identity, 'classes': list(labels)}
+    out._train = views.Renumbered(self._train, index)
+    out._test = views.Renumbered(self._test, index)
+    return out
+
+  def few(self, shots: int, seed: int) -> 'Data':
+    """The same data with training examples for its test split.
+
+    Args:
+      shots: how many of each class; 0 takes all training examples.
+      seed: of the order, in which fewer shots are those of more, the first
+        ones of each class.
+
+    Raises:
+      ValueError: a class has fewer.
+    """
+    noise = np.random.RandomState(seed)  # noqa: NPY002  its streams are frozen
+    order = noise.permutation(self.train_size).tolist()
+    if shots:
+      order = views.first_of_each(self._train, order, self.labels, shots)
+    out = copy.copy(self)
+    out._test, out.test_size = views.Picked(self._train, order), len(order)
+    return out
 
   def train_batches(
     self,

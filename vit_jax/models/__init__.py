@@ -5,10 +5,14 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax import specs
+from vit_jax.models.deit import DeiT
+from vit_jax.models.mixer import MlpMixer
 from vit_jax.models.vit import VisionTransformer
 
 MODELS: dict[str, type[nn.Module]] = {
-  'vit': VisionTransformer,  # Dosovitskiy et al. 2021
+  'vit': VisionTransformer,  # Dosovitskiy et al. 2021; hybrids too
+  'deit': DeiT,  # Touvron et al. 2021, 2022
+  'mixer': MlpMixer,  # Tolstikhin et al. 2021
 }
 
 
@@ -18,7 +22,8 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
   Args:
     name: a key of `MODELS`.
     variant: a key of the model's `VARIANTS`; None if `fields` say everything.
-    **fields: the model's fields; they override the variant's.
+    **fields: the model's fields; they override the variant's. Lists, as JSON
+      has them, stand for tuples.
 
   Raises:
     ValueError: unknown name, variant or field, or a field missing.
@@ -28,6 +33,9 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
   if variant is not None:
     row = specs.lookup(cls.VARIANTS, variant, f'variant of the model {name!r}')
     fields = {**row, **fields}
+  fields = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+  }
   try:
     return cls(**fields)
   except TypeError as e:
@@ -37,4 +45,4 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
     ) from e
 
 
-__all__ = ['MODELS', 'VisionTransformer', 'build']
+__all__ = ['MODELS', 'DeiT', 'MlpMixer', 'VisionTransformer', 'build']

@@ -4,36 +4,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from vit_jax import attention as attentions
 from vit_jax import layers, specs
+from vit_jax.models import resnet as resnets
+from vit_jax.models.encoder import Encoder, Encoder1DBlock, MAPHead
+from vit_jax.models.initialization import initializers
+from vit_jax.models.sizes import SIZES, variants
 from vit_jax.shapes import Array, Float
 
-SIZES = {
-  # name   width layers heads  MLP
-  'Ti': (   192,    12,    3,  768),
-  'S':  (   384,    12,    6, 1536),
-  'B':  (   768,    12,   12, 3072),
-  'L':  (  1024,    24,   16, 4096),
-  'H':  (  1280,    32,   16, 5120),
-  'g':  (  1408,    40,   16, 6144),
-}  # fmt: skip
-PATCHES = (8, 14, 16, 32)
 CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 POSITIONS = ('learned', 'sincos2d', 'none')  # added to the tokens
-
-
-def _variants() -> dict[str, dict[str, int]]:
-  fields = ('hidden_size', 'num_layers', 'num_heads', 'mlp_dim')
-  return {
-    f'{size}/{patch}': {
-      **dict(zip(fields, row, strict=True)), 'patch_size': patch
-    }
-    for size, row in SIZES.items()
-    for patch in PATCHES
-  }  # fmt: skip
 
 
 def split_position(text: str) -> tuple[str, str]:
@@ -54,227 +36,45 @@ def split_position(text: str) -> tuple[str, str]:
   return (added or ['none'])[0], ', '.join(rest)
 
 
-class Encoder1DBlock(nn.Module):
-  """x + attention(norm(x)), then x + MLP(norm(x)); [B N C] → [B N C].
-
-  Attributes:
-    attention: builds the attention layer; see `vit_jax.attention.layer`.
-    grid, prefix: the layout of the tokens, handed to the attention.
-    drop_path_rate: of both branches, in training.
-    layer_scale: initial LayerScale of both branches; None has none.
-  """
-
-  mlp_dim: int
-  num_heads: int
-  attention: Callable[..., nn.Module]
-  grid: tuple[int, int] | None = None
-  prefix: int = 0
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  drop_path_rate: float = 0.0
-  layer_scale: float | None = None
-  qkv_bias: bool = True
-  qk_norm: bool = False
-  gelu: str = 'tanh'
-  epsilon: float = 1e-6
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B N C']:
-    """Applies the block; positional `train` so that nn.remat can fix it."""
-    y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-    y = self.attention(
-      num_heads=self.num_heads, grid=self.grid, prefix=self.prefix,
-      use_bias=self.qkv_bias, normalize_qk=self.qk_norm,
-      dropout_rate=self.attention_dropout_rate, epsilon=self.epsilon,
-      dtype=self.dtype, name='MultiHeadDotProductAttention_0',
-    )(y, train=train)  # fmt: skip
-    x = x + self._branch(y, 0, train)
-    y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-    y = layers.MlpBlock(
-      self.mlp_dim, self.dropout_rate, self.gelu, self.dtype
-    )(y, train)
-    return x + self._branch(y, 1, train)
-
-  def _branch(self, y, index: int, train: bool):
-    if index == 0:  # the MLP drops its own output
-      y = nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-    if self.layer_scale is not None:
-      y = layers.LayerScale(self.layer_scale)(y)
-    return layers.DropPath(self.drop_path_rate)(y, train)
-
-
-class Encoder(nn.Module):
-  """Positions, blocks and the last norm: [B N C] → [B N C].
-
-  Attributes:
-    attention: one spec or several, repeated over the layers, or a layer class.
-    table_grid: (rows, columns) of the learned position table; None for none.
-    learned_prefix: prefix tokens with a learned position (the class token).
-    attention_position: positions inside every attention, specs of
-      `vit_jax.attention.positions`.
-    drop_path_rate: of the last block; it grows linearly from 0 at the first.
-    patch_dropout_rate: share of patch tokens left out in training, after the
-      positions (Liu et al. 2022, "PatchDropout").
-    remat: recompute each block in the backward pass, to save memory.
-    Others as in `Encoder1DBlock`.
-  """
-
-  num_layers: int
-  mlp_dim: int
-  num_heads: int
-  attention: str | Callable[..., nn.Module] = 'softmax'
-  table_grid: tuple[int, int] | None = None
-  learned_prefix: int = 0
-  dropout_rate: float = 0.0
-  attention_dropout_rate: float = 0.0
-  drop_path_rate: float = 0.0
-  patch_dropout_rate: float = 0.0
-  layer_scale: float | None = None
-  qkv_bias: bool = True
-  qk_norm: bool = False
-  gelu: str = 'tanh'
-  epsilon: float = 1e-6
-  remat: bool = False
-  dtype: Any = jnp.float32
-  attention_position: str = ''
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, 'B N C'],
-    grid: tuple[int, int],
-    prefix: int = 0,
-    train: bool = False,
-    collect: tuple[int, ...] = (),
-  ) -> tuple[Float[Array, 'B M C'], tuple[Float[Array, 'B M C'], ...]]:
-    """Encodes `prefix` tokens followed by a grid of patches.
-
-    Returns:
-      The last block's output and those of the blocks in `collect`, all
-      through the encoder's norm.
-
-    Raises:
-      ValueError: no such block in `collect`, or positions inside attention
-        without the grid that patch dropout takes away.
-    """
-    for index in collect:
-      if not -self.num_layers <= index < self.num_layers:
-        raise ValueError(
-          f'no block {index}: the encoder has blocks 0 to '
-          f'{self.num_layers - 1}, or -1 to {-self.num_layers} from the end'
-        )
-    if self.table_grid is not None:
-      x = layers.AddPositionEmbs(
-        self.table_grid, self.learned_prefix, name='posembed_input'
-      )(x, grid, prefix)
-    x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-    if train and self.patch_dropout_rate:
-      if self.attention_position:
-        raise ValueError(
-          f'patch_dropout_rate={self.patch_dropout_rate} leaves no grid for '
-          f'the positions inside attention, {self.attention_position!r}'
-        )
-      x, grid = self._drop_patches(x, prefix), None
-    # train is argument 2, counted from self: static under rematerialisation.
-    block = (
-      nn.remat(Encoder1DBlock, static_argnums=(2,))
-      if self.remat
-      else Encoder1DBlock
-    )
-    outputs = []
-    chosen = attentions.layers(self.attention, self.num_layers)
-    for i, attention in enumerate(chosen):
-      attention = attentions.positioned(attention, self.attention_position)
-      x = block(
-        mlp_dim=self.mlp_dim, num_heads=self.num_heads, attention=attention,
-        grid=grid, prefix=prefix, dropout_rate=self.dropout_rate,
-        attention_dropout_rate=self.attention_dropout_rate,
-        drop_path_rate=self.drop_path_rate * i / max(self.num_layers - 1, 1),
-        layer_scale=self.layer_scale, qkv_bias=self.qkv_bias,
-        qk_norm=self.qk_norm, gelu=self.gelu, epsilon=self.epsilon,
-        dtype=self.dtype, name=f'encoderblock_{i}',
-      )(x, train)  # fmt: skip
-      outputs.append(x)
-    norm = nn.LayerNorm(
-      epsilon=self.epsilon, dtype=self.dtype, name='encoder_norm'
-    )
-    return norm(x), tuple(norm(outputs[i]) for i in collect)
-
-  def _drop_patches(self, x, prefix: int):
-    """Keeps a random subset of the patches, in order, for each example."""
-    if not 0.0 <= self.patch_dropout_rate < 1.0:
-      raise ValueError(
-        f'patch_dropout_rate={self.patch_dropout_rate} is not in [0, 1)'
-      )
-    batch, count = x.shape[0], x.shape[1] - prefix
-    kept = max(1, round(count * (1.0 - self.patch_dropout_rate)))
-    noise = jax.random.uniform(self.make_rng('dropout'), (batch, count))
-    index = jnp.sort(jnp.argsort(noise, axis=1)[:, :kept], axis=1)
-    patches = jnp.take_along_axis(x[:, prefix:], index[..., None], axis=1)
-    return jnp.concatenate([x[:, :prefix], patches], axis=1)
-
-
-class MAPHead(nn.Module):
-  """A learned probe attends to all tokens: [B N C] → [B C].
-
-  Multi-head attention pooling with a residual MLP. Zhai et al. 2022, "Scaling
-  Vision Transformers"; parameter names as in big_vision.
-  """
-
-  num_heads: int
-  mlp_dim: int
-  gelu: str = 'tanh'
-  epsilon: float = 1e-6
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B C']:
-    """Pools the tokens."""
-    batch, _, width = x.shape
-    probe = self.param(
-      'probe', nn.initializers.xavier_uniform(), (1, 1, width)
-    )
-    probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
-    x = attentions.MultiHeadDotProductAttention(
-      self.num_heads, attentions.Softmax, dtype=self.dtype,
-      name='MultiHeadDotProductAttention_0',
-    )(probe, x, train=train)  # fmt: skip
-    y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
-    y = layers.MlpBlock(self.mlp_dim, gelu=self.gelu, dtype=self.dtype)(
-      y, train
-    )
-    return (x + y)[:, 0]
-
-
 class VisionTransformer(nn.Module):
   """Images [B Y X C] → logits [B K] (unpooled: [B N K]).
 
-  Sizes: `VARIANTS`, 'Ti/16' to 'g/14'. Images of another size than
-  `image_size`, rectangular too, are taken as they come if patches cover them:
-  the learned position table is resized inside. Pooled heads zero-initialise
-  their last layer, as the original does.
+  Sizes: `VARIANTS`, 'Ti/16' to 'g/14', and hybrids, whose patches are those of
+  a ResNet's map, 'R50+B/16'. Images of another size than `image_size`,
+  rectangular too, are taken as they come if patches cover them: the learned
+  position table is resized inside. Pooled heads zero-initialise their last
+  layer, as the original does.
 
   Attributes:
     num_classes: K; 0 gives the pooled features.
+    patch_size: pixels, or cells of the ResNet's map.
     image_size: pixels, one number or (height, width): the position table's.
     classifier: 'token', 'gap' (mean of patches), 'map' (attention pooling),
       'unpooled', 'token_unpooled' (both keep all tokens).
+    class_token: whether there is one; None as the classifier needs.
+    pool_prefix: whether 'gap' and 'map' pool the tokens before the patches too;
+      None: 'map' does. timm pools none of them.
     representation_size: adds Dense → tanh (`pre_logits`) before the head.
+    norm_after_pooling: LayerNorm `fc_norm` of what is pooled in place of
+      `Transformer/encoder_norm`; `features` are then the blocks' raw outputs.
     position: 'learned', 'sincos2d' (fixed) or 'none' for what is added to the
       tokens; and, alone or after a comma, specs of
       `vit_jax.attention.positions` that act inside every attention: 'learned,
       relative_bias', 'rotary'. Those with a table ('relative_bias',
       'decomposed_bias') take the grid of the images at init and no other.
-    num_registers: learned tokens after the class token, without position
-      (Darcet et al. 2023).
+    position_resize: how the learned table is resized to another grid; see
+      `layers.resize_positions`.
+    prefix_positions: how many of the tokens before the patches, the first, have
+      a row in the learned table; None: all but the registers.
+    num_registers: learned tokens after the class token (Darcet et al. 2023).
     attention: see `Encoder`.
+    qk_norm_bias: whether the norms of `qk_norm` have biases, as timm's.
+    resnet: units of each stage of the `ResNet` in front; () is its root alone;
+      None is none.
+    resnet_width, resnet_convention: its width and where its ε go.
     feature_layers: blocks whose maps `features` returns; negative from the end.
     head_bias: initial bias of the head (-log K suits sigmoid losses).
+    initialization: 'original', or 'truncated' as DeiT's.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
     Others as in `Encoder`.
   """
@@ -287,8 +87,13 @@ class VisionTransformer(nn.Module):
   mlp_dim: int
   image_size: int | tuple[int, int] = 224
   classifier: str = 'token'
+  class_token: bool | None = None
+  pool_prefix: bool | None = None
   representation_size: int | None = None
+  norm_after_pooling: bool = False
   position: str = 'learned'
+  position_resize: str = 'align_corners'
+  prefix_positions: int | None = None
   num_registers: int = 0
   attention: str | Callable[..., nn.Module] = 'softmax'
   dropout_rate: float = 0.0
@@ -298,24 +103,43 @@ class VisionTransformer(nn.Module):
   layer_scale: float | None = None
   qkv_bias: bool = True
   qk_norm: bool = False
+  qk_norm_bias: bool = False
+  resnet: tuple[int, ...] | None = None
+  resnet_width: int = 64
+  resnet_convention: str = 'original'
   gelu: str = 'tanh'
   epsilon: float = 1e-6
   head_bias: float = 0.0
+  initialization: str = 'original'
   feature_layers: tuple[int, ...] = (-1,)
   remat: bool = False
   dtype: Any = 'float32'
 
-  VARIANTS: ClassVar[dict[str, dict[str, int]]] = _variants()
+  VARIANTS: ClassVar[dict[str, dict[str, Any]]] = variants()
 
   @property
   def prefix(self) -> int:
     """Tokens before the patches."""
-    return int(self._has_class_token) + self.num_registers
+    return int(self.has_class_token) + self.num_registers
+
+  @property
+  def learned_prefix(self) -> int:
+    """Rows of the position table before those of the patches."""
+    if self.prefix_positions is None:
+      return self.prefix - self.num_registers
+    return self.prefix_positions
+
+  @property
+  def stride(self) -> int:
+    """Pixels a token."""
+    if self.resnet is None:
+      return self.patch_size
+    return resnets.stride(self.resnet) * self.patch_size
 
   @property
   def strides(self) -> tuple[int, ...]:
     """Pixels a cell of each feature map."""
-    return (self.patch_size,) * len(self.feature_layers)
+    return (self.stride,) * len(self.feature_layers)
 
   @property
   def channels(self) -> tuple[int, ...]:
@@ -323,49 +147,108 @@ class VisionTransformer(nn.Module):
     return (self.hidden_size,) * len(self.feature_layers)
 
   @property
-  def _has_class_token(self) -> bool:
-    return self.classifier in ('token', 'token_unpooled')
+  def has_class_token(self) -> bool:
+    """Whether the first token is the class token."""
+    needed = self.classifier in ('token', 'token_unpooled')
+    return needed if self.class_token is None else self.class_token
 
-  def setup(self):
-    """Declares the parts; raises a ValueError on a bad field."""
+  def _check(self) -> None:
+    """Raises a ValueError on fields that contradict each other."""
     if self.classifier not in CLASSIFIERS:
       raise ValueError(
         f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
       )
+    if not self.has_class_token and 'token' in self.classifier.split('_'):
+      raise ValueError(
+        f'classifier={self.classifier!r} needs the class token: set '
+        f'class_token to True or None (it is {self.class_token})'
+      )
+    if self.position_resize not in layers.RESIZES:
+      raise ValueError(
+        f'position_resize={self.position_resize!r}; choices: '
+        f'{", ".join(layers.RESIZES)}'
+      )
+    if not 0 <= self.learned_prefix <= self.prefix:
+      raise ValueError(
+        f'prefix_positions={self.prefix_positions} must be in [0, '
+        f'{self.prefix}], the tokens before the patches'
+      )
+    if self.prefix_positions and split_position(self.position)[0] != 'learned':
+      raise ValueError(
+        f'prefix_positions={self.prefix_positions} needs a learned position; '
+        f'position={self.position!r}'
+      )
+    if self.pool_prefix is not None and self.classifier not in ('gap', 'map'):
+      raise ValueError(
+        f"pool_prefix={self.pool_prefix} needs classifier='gap' or 'map'; it "
+        f'is {self.classifier!r}'
+      )
+    if self.qk_norm_bias and not self.qk_norm:
+      raise ValueError('qk_norm_bias=True needs qk_norm=True')
+    given = (self.resnet_width, self.resnet_convention)
+    if self.resnet is None and given != (64, 'original'):
+      raise ValueError(
+        f'resnet_width={given[0]}, resnet_convention={given[1]!r} need resnet: '
+        'the number of units of each stage, () for the root alone'
+      )
+
+  def setup(self):
+    """Declares the parts; raises a ValueError on a bad field."""
+    self._check()
     added, inside = split_position(self.position)
     dtype, width = jnp.dtype(self.dtype), self.hidden_size
-    table_grid = layers.grid_of(self.image_size, self.patch_size)
-    self.embedding = layers.PatchEmbedding(width, self.patch_size, dtype)
-    if self._has_class_token:
-      self.cls = self.param('cls', nn.initializers.zeros, (1, 1, width))
+    start = initializers(self.initialization)
+    table_grid = layers.grid_of(self.image_size, self.stride)
+    if self.resnet is not None:
+      self.stem = resnets.ResNet(
+        self.resnet, self.resnet_width, self.resnet_convention, self.remat,
+        dtype,
+      )  # fmt: skip
+      nn.share_scope(self, self.stem)  # its parameters lie at the top
+    self.embedding = layers.PatchEmbedding(
+      width, self.patch_size, dtype, start.patches
+    )
+    if self.has_class_token:
+      self.cls = self.param('cls', start.token, (1, 1, width))
     if self.num_registers:
       self.register = self.param(
-        'register',
-        nn.initializers.normal(stddev=0.02),
-        (1, self.num_registers, width),
+        'register', start.register, (1, self.num_registers, width)
       )
     self.Transformer = Encoder(
       self.num_layers, self.mlp_dim, self.num_heads, self.attention,
-      table_grid if added == 'learned' else None,
-      int(self._has_class_token), self.dropout_rate,
-      self.attention_dropout_rate, self.drop_path_rate,
+      table_grid if added == 'learned' else None, self.learned_prefix,
+      self.dropout_rate, self.attention_dropout_rate, self.drop_path_rate,
       self.patch_dropout_rate, self.layer_scale, self.qkv_bias, self.qk_norm,
-      self.gelu, self.epsilon, self.remat, dtype, inside,
+      self.gelu, self.epsilon, self.remat, dtype, inside, self.position_resize,
+      not self.norm_after_pooling, self.qk_norm_bias, self.initialization,
     )  # fmt: skip
     if self.classifier == 'map':
       self.MAPHead_0 = MAPHead(
-        self.num_heads, self.mlp_dim, self.gelu, self.epsilon, dtype
-      )
+        self.num_heads, self.mlp_dim, self.gelu, self.epsilon, dtype,
+        self.initialization,
+      )  # fmt: skip
+    if self.norm_after_pooling:
+      self.fc_norm = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
     if self.representation_size is not None:
-      self.pre_logits = nn.Dense(self.representation_size, dtype=dtype)
-    if self.num_classes:
-      self.classify = nn.Dense(
-        self.num_classes,
-        kernel_init=nn.initializers.zeros,
-        bias_init=nn.initializers.constant(self.head_bias),
-        dtype=dtype,
-        name='head',
+      self.pre_logits = nn.Dense(
+        self.representation_size, kernel_init=start.dense, dtype=dtype
       )
+    if self.num_classes:
+      self.classify = self._classifier('head')
+
+  def _classifier(self, name: str) -> nn.Dense:
+    return nn.Dense(
+      self.num_classes,
+      kernel_init=initializers(self.initialization).head,
+      bias_init=nn.initializers.constant(self.head_bias),
+      dtype=jnp.dtype(self.dtype),
+      name=name,
+    )
+
+  def _prefix_tokens(self) -> list[Float[Array, '1 P C']]:
+    """The learned tokens before the patches, in their order."""
+    tokens = [self.cls] if self.has_class_token else []
+    return [*tokens, self.register] if self.num_registers else tokens
 
   def __call__(
     self, images: Float[Array, 'B Y X I'], train: bool = False
@@ -379,19 +262,16 @@ class VisionTransformer(nn.Module):
     self, images: Float[Array, 'B Y X I']
   ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
     """Tokens, prefix first and without learned positions, and their grid."""
-    grid = layers.grid_of(images.shape[1:3], self.patch_size)
+    grid = layers.grid_of(images.shape[1:3], self.stride)
+    if self.resnet is not None:
+      images = self.stem(images)
     x = self.embedding(images)
     batch, _, width = x.shape
     if split_position(self.position)[0] == 'sincos2d':
       x = x + jnp.asarray(layers.sincos2d(grid, width), x.dtype)
-    prefix = []
-    if self._has_class_token:
-      prefix.append(self.cls)
-    if self.num_registers:
-      prefix.append(self.register)
     prefix = [
       jnp.broadcast_to(p.astype(x.dtype), (batch, p.shape[1], width))
-      for p in prefix
+      for p in self._prefix_tokens()
     ]
     return jnp.concatenate([*prefix, x], axis=1), grid
 
@@ -411,10 +291,13 @@ class VisionTransformer(nn.Module):
     """Pools encoded tokens and classifies them."""
     if self.classifier == 'token':
       x = x[:, 0]
-    elif self.classifier == 'gap':
-      x = x[:, self.prefix :].mean(axis=1)
-    elif self.classifier == 'map':
-      x = self.MAPHead_0(x, train)
+    elif self.classifier in ('gap', 'map'):
+      by_map = self.classifier == 'map'
+      whole = by_map if self.pool_prefix is None else self.pool_prefix
+      x = x if whole else x[:, self.prefix :]
+      x = self.MAPHead_0(x, train) if by_map else x.mean(axis=1)
+    if self.norm_after_pooling:
+      x = self.fc_norm(x)
     if self.representation_size is not None:
       x = nn.tanh(self.pre_logits(x))
     return self.classify(x) if self.num_classes else x
@@ -439,3 +322,9 @@ class VisionTransformer(nn.Module):
       x[:, self.prefix :].reshape(-1, *grid, self.hidden_size)
       for x in outputs
     )
+
+
+__all__ = [
+  'SIZES', 'Encoder', 'Encoder1DBlock', 'MAPHead', 'VisionTransformer',
+  'split_position',
+]  # fmt: skip

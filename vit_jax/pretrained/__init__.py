@@ -1,131 +1,106 @@
-"""Loads a trained model, with all that using it takes."""
+"""Trained models, from any format: `load`, and `save` in another.
 
-import dataclasses
+python -m vit_jax.pretrained SRC DST --format=FORMAT converts.
+
+Adding a format: a module with `LOOKS`, `matches` and `read`, and `write` if it
+can be written, and one line in `FORMATS`.
+"""
+
 import os
 import pathlib
+import shutil
+import tempfile
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
+from vit_jax import specs
+from vit_jax.pretrained import (
+  folder,
+  huggingface,
+  numpy_archive,
+  remote,
+  timm,
+  workdir,
+)
+from vit_jax.pretrained.adapt import OVERRIDES, adapt, change, check_overrides
+from vit_jax.pretrained.base import Pretrained
+from vit_jax.pretrained.convert import ConversionError
+from vit_jax.pretrained.swap import layer_errors
+from vit_jax.pretrained.teacher import check_teacher
 
-from vit_jax import checkpoints, layers, models
-from vit_jax.shapes import Array
-
-# Fields that a loaded architecture may change; the rest is the checkpoint's.
-OVERRIDES = (
-  'num_classes', 'attention', 'image_size', 'dropout_rate',
-  'attention_dropout_rate', 'drop_path_rate', 'patch_dropout_rate', 'remat',
-  'dtype',
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-  """A model with its weights.
-
-  Attributes:
-    model: the module.
-    variables: its variables, 'params' and any other collection.
-    preprocess: the specs that turn an image into the model's input.
-    labels: names of the classes.
-    config: the model's section of the config: `models.build(**config)`.
-  """
-
-  model: nn.Module
-  variables: dict[str, Any]
-  preprocess: dict[str, str]
-  labels: tuple[str, ...]
-  config: dict[str, Any]
-
-  @property
-  def dtype(self) -> Any:
-    """The dtype of the computation."""
-    return jnp.dtype(self.model.dtype)
+# Asked in this order whether a path is theirs.
+FORMATS: dict[str, Any] = {
+  'workdir': workdir,  # a run of vit_jax.main; not written here
+  'vit_jax': folder,  # ours to hand on: config.json and model.safetensors
+  'huggingface': huggingface,  # config.json with model_type
+  'timm': timm,  # config.json with architecture
+  'npz': numpy_archive,  # the original's and big_vision's .npz
+}
 
 
 def load(path: str | os.PathLike, **overrides: Any) -> Pretrained:
-  """Loads a run's workdir, or one of its `checkpoints/STEP` folders.
+  """Loads a model with its weights, preprocessing and labels.
 
   Args:
-    path: the folder. Averaged parameters are taken where the run has them.
-    **overrides: fields of the model to change, of `OVERRIDES`: another
-      image_size resizes the position table, another num_classes starts with
-      a new head.
+    path: a workdir of ours (averaged parameters are taken where it has them)
+      or one of its `checkpoints/STEP`; a folder with `model.safetensors` and
+      the `config.json` of vit_jax, Hugging Face or timm; an .npz of the
+      original codebase or big_vision; or where one of them lies: `gs://…`,
+      `hf-hub:OWNER/NAME`, `https://…`.
+    **overrides: fields of the model to change, as in `change`.
 
   Raises:
-    ValueError: no good checkpoint there, or a field that may not change.
+    ValueError: none of these, a damaged or hostile file, a file and a model
+      that do not match (`ConversionError`), or a field that may not change.
   """
-  for key, value in overrides.items():
-    if key not in OVERRIDES:
-      raise ValueError(
-        f'{key}={value!r} is given, but the architecture is that of {path}; '
-        f'what may change: {", ".join(OVERRIDES)}'
-      )
-  if not pathlib.Path(path).exists():
+  check_overrides(overrides, str(path))
+  local = remote.local(path)
+  return change(_format(local).read(local), **overrides)
+
+
+def _format(path: pathlib.Path) -> Any:
+  for module in FORMATS.values():
+    if module.matches(path):
+      return module
+  if not path.exists():
     raise ValueError(f'{path} does not exist')
-  step_dir = checkpoints.find(path)
-  meta = checkpoints.read_meta(step_dir)
-  old = models.build(**meta['model'])
-  channels = meta['channels']
-  shapes = _shapes(old, channels)
-  variables = checkpoints.read_weights(step_dir, shapes)
-  labels = meta['labels']
-  if not overrides:
-    return Pretrained(
-      old, variables, meta['preprocess'], labels, meta['model']
-    )
-  config = {**meta['model'], **overrides}
-  model = models.build(**config)
-  variables = adapt(variables, old, model, channels)
-  if model.num_classes != old.num_classes:
-    labels = ()
-  return Pretrained(model, variables, meta['preprocess'], labels, config)
+  looks = '; '.join(module.LOOKS for module in FORMATS.values())
+  raise ValueError(f'{path} is no checkpoint that is known: {looks}')
 
 
-def _shapes(model: nn.Module, channels: int) -> dict[str, Any]:
-  size = (*layers.pair(model.image_size), channels)
-  return jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size)))
-  )
+def save(
+  path: str | os.PathLike, found: Pretrained, format: str = 'vit_jax'
+) -> tuple[tuple[str, str], ...]:
+  """Writes a model in a format, all or nothing.
 
+  Args:
+    path: a new folder or, for 'npz', a new file.
+    found: what `load` returned, or a `Pretrained` of your own.
+    format: a key of `FORMATS` that can be written.
 
-def adapt(
-  variables: dict[str, Any], old: nn.Module, new: nn.Module, channels: int
-) -> dict[str, Any]:
-  """Variables of `old` for `new`: positions resized, another head anew.
-
-  Parameters that only `new` has (those of another attention) are initialised.
+  Returns:
+    What mapped to what: (arrays of the file, variables).
 
   Raises:
-    ValueError: a parameter has another shape in `new`.
+    ValueError: an unknown format, one that has no place for this model, or a
+      path that exists.
   """
-  size = (*layers.pair(new.image_size), channels)
-  target = flax.traverse_util.flatten_dict(
-    dict(new.init(jax.random.key(0), jnp.zeros((1, *size)))), sep='/'
-  )
-  source = flax.traverse_util.flatten_dict(dict(variables), sep='/')
-  out = {}
-  for name, value in target.items():
-    if name not in source:
-      out[name] = value
-    elif source[name].shape == value.shape:
-      out[name] = source[name]
-    elif name.endswith('/pos_embedding'):
-      out[name] = _resize(source[name], old, new)
-    elif name.startswith('params/head/'):
-      out[name] = value
-    else:
-      raise ValueError(
-        f'{name} has shape {source[name].shape} in the checkpoint and '
-        f'{value.shape} in the model'
-      )
-  return flax.traverse_util.unflatten_dict(out, sep='/')
+  path = pathlib.Path(path).absolute()
+  writable = {k: m for k, m in FORMATS.items() if hasattr(m, 'write')}
+  module = specs.lookup(writable, format, 'format')
+  if path.exists():
+    raise ValueError(f'{path} exists; give a new name')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  aside = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix='.writing-'))
+  try:
+    # The name counts: an .npz is written under its own.
+    mapping = module.write(aside / path.name, found)
+    (aside / path.name).rename(path)
+  finally:
+    shutil.rmtree(aside, ignore_errors=True)
+  return mapping
 
 
-def _resize(table: Array, old: nn.Module, new: nn.Module) -> Array:
-  grids = [layers.grid_of(m.image_size, m.patch_size) for m in (old, new)]
-  learned = table.shape[1] - grids[0][0] * grids[0][1]
-  cells = layers.resize_positions(table[:, learned:], *grids)
-  return jnp.concatenate([table[:, :learned], cells], axis=1)
+__all__ = [
+  'FORMATS', 'OVERRIDES', 'ConversionError', 'Pretrained', 'adapt', 'change',
+  'check_teacher', 'layer_errors', 'load', 'save',
+]  # fmt: skip

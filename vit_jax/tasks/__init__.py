@@ -9,6 +9,7 @@ from vit_jax import specs
 from vit_jax.metrics import Metric
 from vit_jax.shapes import Array, Float
 from vit_jax.tasks.classification import Classification, classification
+from vit_jax.tasks.distillation import Distillation, distillation
 
 
 @runtime_checkable
@@ -37,6 +38,7 @@ class Task(Protocol):
 
 TASKS: dict[str, Callable[..., Task]] = {
   'classification': classification,  # softmax or sigmoid cross-entropy
+  'distillation': distillation,  # a teacher's answers and features
 }
 
 
@@ -51,4 +53,7 @@ def build(name: str, **fields: Any) -> Task:
   return entry(**fields)
 
 
-__all__ = ['TASKS', 'Classification', 'Task', 'build', 'classification']
+__all__ = [
+  'TASKS', 'Classification', 'Distillation', 'Task', 'build', 'classification',
+  'distillation',
+]  # fmt: skip

@@ -1,0 +1,30 @@
+r"""Fine-tunes any checkpoint on your own pictures, with a new head for them.
+
+python -m vit_jax.main --config=configs/finetune.py:MODEL,DATASET[,RECIPE] \
+  --workdir=runs/tuned
+
+MODEL is what vit_jax.pretrained.load takes, DATASET a folder, 'tfds:NAME' or a
+source. RECIPE is sgd (the original's, for 512 images a step), adamw (with a
+lower learning rate for lower blocks) or probe (only the head learns). What the
+transforms leave out, size and scaling of pixels, is the checkpoint's.
+--config.model.image_size=384 changes the resolution;
+--config.optimizer.freeze='^embedding/' freezes the stem.
+"""
+
+from configs import common
+
+
+def get_config(arg='runs/folder,data/pictures'):
+  """Momentum SGD, warm-up, cosine, clipped at 1; random crops and flips."""
+  model, dataset, recipe = (*common.split_arg(arg), 'sgd')[:3]
+  return common.classification(
+    init=model, head='new', model=common.of_checkpoint(),
+    data={
+      'source': common.source(dataset),
+      'train_split': 'train', 'test_split': 'test',
+      'train': 'inception_crop, flip', 'test': '', 'decode': '',
+      'on_bad': 'refuse', 'cache': False, 'workers': 0,
+    },
+    optimizer=common.finetuning(recipe),
+    steps=10_000, batch_size=512,
+  )  # fmt: skip

@@ -1,0 +1,229 @@
+"""timm folders: config.json with an `architecture`, and model.safetensors.
+
+ViT, DeiT, DeiT-III, hybrids and Mixer, with what they can be told by
+`model_args`: registers, LayerScale, query and key norms, pooling by mean or
+attention, other sizes. What a folder becomes:
+
+- sizes come from the arrays; the name and `model_args` say what arrays cannot
+  (heads, pooling, GELU) and must agree with the arrays in everything else;
+- a hybrid's ResNet has the epsilons of timm's (`resnet_convention='timm'`);
+- images of another size resize the positions as timm's `dynamic_img_size`
+  does (`position_resize='bicubic'`);
+- a label is a name of `label_names`, with ': ' and its description where
+  `label_descriptions` has one.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax import models
+from vit_jax.pretrained import (
+  arrays,
+  base,
+  convert,
+  preprocess,
+  timm_checks,
+  timm_names,
+  timm_read,
+  timm_tables,
+  timm_write,
+)
+
+LOOKS = 'a timm folder (config.json with architecture)'
+CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+BETWEEN = ': '  # a label's name and its description
+
+
+def matches(path: pathlib.Path) -> bool:
+  """Whether config.json there has an architecture, and no model_type.
+
+  Raises:
+    ValueError: a config.json that cannot be read.
+  """
+  file = path / CONFIG
+  if not file.is_file():
+    return False
+  config = arrays.read_json(file)
+  return 'architecture' in config and 'model_type' not in config
+
+
+def read(path: pathlib.Path) -> base.Pretrained:
+  """Loads a timm folder.
+
+  Raises:
+    ValueError: a model that ours cannot be, arrays that are not as config.json
+      says, or a damaged file.
+  """
+  config = arrays.read_json(path / CONFIG)
+  name, args, cfg = _parts(str(path), config)
+  where = f'{path} ({name})'
+  known = timm_names.defaults(where, name)
+  look = preprocess.from_timm(where, cfg)
+  image_size = _image_size(where, args, cfg)
+  found = arrays.read_safetensors_folder(path)
+  reader = timm_read.mixer if known.family == 'mixer' else timm_read.vit
+  fields, channels = reader(where, known, args, image_size, found)
+  model = models.build(**fields)
+  return base.fill(
+    where,
+    config=fields,
+    arrays=found,
+    table=_table(model),
+    preprocess=look,
+    labels=_labels(where, config, cfg, fields['num_classes']),
+    channels=channels,
+  )
+
+
+def _table(model: Any) -> list[convert.Pair]:
+  if isinstance(model, models.MODELS['mixer']):
+    return timm_tables.mixer(model)
+  return timm_tables.vit(model)
+
+
+def _parts(
+  where: str, config: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+  """The architecture, its arguments and pretrained_cfg of a config.json."""
+  name = config['architecture']
+  if not isinstance(name, str):
+    raise ValueError(f'{where}: architecture={name!r} must be a name')
+  # Old files have everything in one object.
+  sources = {'model_args': {}, 'pretrained_cfg': config, **config}
+  args, cfg = (sources[key] for key in ('model_args', 'pretrained_cfg'))
+  if not isinstance(args, dict) or not isinstance(cfg, dict):
+    raise ValueError(f'{where}: model_args and pretrained_cfg must be objects')
+  if 'label_offset' in cfg and cfg['label_offset']:
+    raise ValueError(
+      f'{where}: label_offset={cfg["label_offset"]!r}: the head has a row '
+      'before its classes; cut it off and say 0'
+    )
+  said = {
+    key: source[key]
+    for source in (cfg, config)  # the outer one counts
+    for key in ('num_classes', 'global_pool')
+    if key in source and source[key] is not None
+  }
+  classes = {a['num_classes'] for a in (said, args) if 'num_classes' in a}
+  if len(classes) > 1:
+    raise ValueError(
+      f'{where}: num_classes is {said["num_classes"]!r}, and in its model_args '
+      f'{args["num_classes"]!r}'
+    )
+  return name, {**said, **args}, cfg
+
+
+def _image_size(
+  where: str, args: Mapping[str, Any], cfg: Mapping[str, Any]
+) -> tuple[int, int]:
+  """The size that timm builds the model for."""
+  if 'img_size' in args:
+    return timm_checks.pixels(where, args['img_size'])
+  fixed = 'fixed_input_size' in cfg and cfg['fixed_input_size']
+  if fixed and 'input_size' in cfg:
+    return timm_checks.pixels(where, list(cfg['input_size'])[1:])
+  return timm_checks.pixels(where, 224)
+
+
+def _labels(
+  where: str, config: Mapping[str, Any], cfg: Mapping[str, Any], classes: int
+) -> tuple[str, ...]:
+  """The labels of config.json, or else of its pretrained_cfg; () for none."""
+  sources = {**cfg, **config}
+  key = 'label_names' if 'label_names' in sources else 'labels'
+  if key not in sources or not sources[key] or not classes:
+    return ()
+  names = sources[key]
+  if isinstance(names, dict):
+    if set(names) != {str(i) for i in range(classes)}:
+      raise ValueError(
+        f'{where}: {key} must name the classes 0 to {classes - 1}, each once; '
+        f'it has {len(names)} keys, such as {", ".join(list(names)[:4])}'
+      )
+    names = [names[str(i)] for i in range(classes)]
+  if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+    raise ValueError(f'{where}: {key} must hold names')
+  about = {}
+  if 'label_descriptions' in sources and sources['label_descriptions']:
+    about = sources['label_descriptions']
+  if not isinstance(about, dict):
+    raise ValueError(f'{where}: label_descriptions must be an object')
+  return tuple(
+    f'{name}{BETWEEN}{about[name]}' if name in about else name
+    for name in names
+  )
+
+
+def write(
+  path: pathlib.Path, found: base.Pretrained
+) -> tuple[tuple[str, str], ...]:
+  """Writes a folder that `timm.create_model('local-dir:PATH')` opens.
+
+  Raises:
+    ValueError: timm has no such model, or no such preprocessing.
+  """
+  model, name = found.model, found.config['name']
+  if name == 'mixer':
+    architecture, args = timm_write.mixer(model)
+  elif name in ('vit', 'deit'):
+    architecture, args = timm_write.vit(model, name)
+  else:
+    raise ValueError(f"timm's format is for vit, deit and mixer, not {name!r}")
+  cfg = preprocess.to_timm(found.preprocess, model.image_size)
+  flexible = 'dynamic_img_size' in args and args['dynamic_img_size']
+  channels, *size = cfg['input_size']
+  if channels != found.channels or not (flexible or size == args['img_size']):
+    raise ValueError(
+      f'the preprocessing gives images of {size} pixels and {channels} '
+      f'channels; the model is for {args["img_size"]} and {found.channels}, '
+      'and in timm it takes no other'
+    )
+  table = _table(model)
+  flat = convert.flatten(found.variables)
+  out = convert.write(flat, table, found.dtypes, f"timm's {architecture}")
+  # The first of those that a hybrid, a ViT or a Mixer has.
+  first = next(
+    name
+    for name in (
+      'patch_embed.backbone.conv', 'patch_embed.backbone.stem.conv',
+      'patch_embed.proj', 'stem.proj',
+    )
+    if f'{name}.weight' in out
+  )  # fmt: skip
+  heads = ['head', 'head_dist'] if 'head_dist.weight' in out else 'head'
+  config = {
+    'architecture': architecture,
+    'num_classes': model.num_classes,
+    'num_features': model.hidden_size,
+    'model_args': args,
+    **_described(found.labels),
+    'pretrained_cfg': {
+      **cfg,
+      'fixed_input_size': not flexible,
+      'num_classes': model.num_classes,
+      'first_conv': first,
+      'classifier': heads,
+    },
+  }
+  path.mkdir()
+  text = json.dumps(config, indent=2, ensure_ascii=False)
+  (path / CONFIG).write_text(text + '\n', encoding='utf-8')
+  arrays.write_safetensors(path / WEIGHTS, out)
+  return base.shown(table)
+
+
+def _described(labels: tuple[str, ...]) -> dict[str, Any]:
+  """label_names, and label_descriptions if every label has one."""
+  if not labels:
+    return {}
+  names, between, about = zip(
+    *(label.partition(BETWEEN) for label in labels), strict=True
+  )
+  if not all(between) or len(set(names)) < len(names):
+    return {'label_names': list(labels)}
+  return {
+    'label_names': list(names),
+    'label_descriptions': dict(zip(names, about, strict=True)),
+  }
