@@ -41,7 +41,8 @@ def theirs(folder: str, images: list[bytes], batch: int) -> np.ndarray:
   model = transformers.AutoModelForImageClassification.from_pretrained(folder)
   out = []
   for i in range(0, len(images), batch):
-    x = [Image.open(io.BytesIO(b)).convert('RGB') for b in images[i : i + batch]]
+    part = images[i : i + batch]
+    x = [Image.open(io.BytesIO(b)).convert('RGB') for b in part]
     with torch.inference_mode():
       logits = model(**processor(images=x, return_tensors='pt')).logits
     out.append(logits.float().numpy())
