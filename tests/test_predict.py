@@ -80,7 +80,7 @@ def test_the_table_shows_labels_and_probabilities(trained, pictures, capsys):
   ('args', 'words'),
   [
     (['--checkpoint={missing}', '{image}'], ['does not exist']),
-    (['--checkpoint={empty}', '{image}'], ['no good checkpoint']),
+    (['--checkpoint={empty}', '{image}'], ['a workdir of', 'timm', '.npz']),
     (['--checkpoint={run}', '{missing}'], ['missing']),
     (['--checkpoint={run}', '{text}'], ['text.png']),
     (['--checkpoint={run}', '--topk=0', '{image}'], ['topk=0']),

@@ -56,6 +56,13 @@ CASES = (
   ),
   case('map_of_all_tokens', 'test_vit3', **{**SMALL, 'embed_dim': 36}),
   case(
+    'map_of_patches', 'vit_so150m_patch16_reg4_map_256', num_heads=4, **SMALL
+  ),
+  case(
+    'avg_of_all_tokens', 'vit_tiny_patch16_224', global_pool='avg',
+    pool_include_prefix=True, num_heads=4, **SMALL,
+  ),
+  case(
     'all_tokens', 'vit_tiny_patch16_224', global_pool='', num_heads=4, **SMALL
   ),
   case(

@@ -14,7 +14,7 @@ from vit_jax.pretrained import base, convert
 from vit_jax.pretrained.adapt import resize_patches
 
 VIT = {
-  'name': 'vit', 'patch_size': 4, 'hidden_size': 16, 'num_layers': 2,
+  'name': 'vit', 'patch_size': 4, 'hidden_size': 16, 'num_layers': 1,
   'num_heads': 2, 'mlp_dim': 24, 'image_size': 16, 'num_classes': 3,
 }  # fmt: skip
 PREPROCESS = {

@@ -182,6 +182,14 @@ def test_labels_are_names_and_descriptions(names, about, labels, tmp_path):
       {'classifier': 'map', 'num_registers': 2, 'prefix_positions': 2},
       'vit_tiny_patch16_224',
     ),
+    (
+      {'classifier': 'map', 'class_token': True, 'pool_prefix': False},
+      'vit_tiny_patch16_224',
+    ),
+    (
+      {'classifier': 'gap', 'class_token': True, 'pool_prefix': True},
+      'vit_tiny_patch16_224',
+    ),
     ({'classifier': 'token_unpooled', 'gelu': 'tanh'}, 'vit_tiny_patch16_224'),
     (
       {

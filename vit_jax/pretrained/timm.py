@@ -106,8 +106,8 @@ def _parts(
     for key in ('num_classes', 'global_pool')
     if key in source and source[key] is not None
   }
-  classes = {a['num_classes'] for a in (said, args) if 'num_classes' in a}
-  if len(classes) > 1:
+  both = 'num_classes' in said and 'num_classes' in args
+  if both and said['num_classes'] != args['num_classes']:
     raise ValueError(
       f'{where}: num_classes is {said["num_classes"]!r}, and in its model_args '
       f'{args["num_classes"]!r}'
@@ -122,8 +122,8 @@ def _image_size(
   if 'img_size' in args:
     return timm_checks.pixels(where, args['img_size'])
   fixed = 'fixed_input_size' in cfg and cfg['fixed_input_size']
-  if fixed and 'input_size' in cfg:
-    return timm_checks.pixels(where, list(cfg['input_size'])[1:])
+  if fixed and 'input_size' in cfg and cfg['input_size'] is not None:
+    return timm_checks.pixels(where, cfg['input_size'][1:])
   return timm_checks.pixels(where, 224)
 
 

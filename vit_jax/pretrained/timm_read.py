@@ -70,6 +70,8 @@ def vit(
     'fc_norm': 'fc_norm.weight' in found,
   }
   scale = said['init_values']
+  if scale is not None and not isinstance(scale, int | float):
+    raise ValueError(f'{where}: init_values={scale!r} must be a number')
   there = {
     'init_values': bool(scale), 'pos_embed': said['pos_embed'] == 'learn'
   }
@@ -112,6 +114,10 @@ def vit(
       config['classifier'] = 'token_unpooled'
     else:
       config['class_token'] = True
+  pool, whole = said['global_pool'], said['pool_include_prefix']
+  # Ours pools all tokens by attention, and the patches by mean, if not told.
+  if prefix and pool in ('avg', 'map') and whole is not (pool == 'map'):
+    config['pool_prefix'] = whole
   if seen['pos_embed'] and embedded != prefix - seen['reg_tokens']:
     config['prefix_positions'] = embedded
   return config, channels
@@ -181,15 +187,6 @@ def _check_pool(
     raise ValueError(
       f"{where}: global_pool='token', but there is no array cls_token"
     )
-  tokens = seen['class_token'] + seen['reg_tokens']
-  if tokens and pool in ('avg', 'map'):
-    ours = pool == 'map'
-    if said['pool_include_prefix'] is not ours:
-      raise ValueError(
-        f'{where}: global_pool={pool!r} with {tokens} tokens before the '
-        f'patches and pool_include_prefix={said["pool_include_prefix"]!r}; '
-        "our 'map' pools all tokens, our mean the patches"
-      )
   if seen['distilled'] and (
     pool != 'token' or seen['reg_tokens'] or seen['fc_norm']
     or said['no_embed_class'] or not seen['class_token']

@@ -15,7 +15,8 @@ from vit_jax.pretrained.timm_read import EPSILON
 WRITTEN = (
   'num_classes', 'patch_size', 'hidden_size', 'num_layers', 'num_heads',
   'mlp_dim', 'tokens_mlp_dim', 'channels_mlp_dim', 'image_size', 'classifier',
-  'class_token', 'norm_after_pooling', 'position', 'position_resize',
+  'class_token', 'pool_prefix', 'norm_after_pooling', 'position',
+  'position_resize',
   'prefix_positions', 'num_registers', 'layer_scale', 'qkv_bias', 'qk_norm',
   'qk_norm_bias', 'resnet', 'gelu', 'distilled',
 )  # fmt: skip
@@ -68,8 +69,10 @@ def vit(model: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
     # Other sizes resize the positions as timm does, or are not taken.
     'dynamic_img_size': model.position_resize == 'bicubic',
   }
-  if model.classifier == 'map' and model.prefix:
-    args['pool_include_prefix'] = True
+  if model.classifier in ('gap', 'map') and model.prefix:
+    ours = model.pool_prefix
+    whole = model.classifier == 'map' if ours is None else ours
+    args['pool_include_prefix'] = whole
   if model.resnet is not None:
     architecture = timm_names.hybrid(model.hidden_size, model.resnet)
   else:
