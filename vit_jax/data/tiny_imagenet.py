@@ -58,7 +58,7 @@ class TinyImagenet:
 
 
 def _list(folder: str, what: str, suffix: str = '') -> list[str]:
-  """Names of the files with that suffix, or of the folders; none is an error."""
+  """Names of files with that suffix, or of folders; none is an error."""
   found = os.scandir(folder) if os.path.isdir(folder) else ()
   names = sorted(
     e.name
