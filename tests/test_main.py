@@ -211,3 +211,13 @@ def test_a_checkpoints_architecture_can_be_benchmarked(grey):
   assert models.build(**record['model']) == grey.model
   with pytest.raises(ValueError, match="variants=.'Ti/16',. are other models"):
     main.build({**config, 'variants': ('Ti/16',)}, 'unused')
+
+
+@pytest.mark.parametrize('run', ['evaluate', 'fewshot', 'benchmark'])
+def test_only_training_takes_another_number_of_classes(grey, run):
+  config = tiny.config(
+    run=run, init='runs/grey', model={**EMPTY, 'num_classes': 10},
+    data__decode='', data__test='', data__train='',
+  )  # fmt: skip
+  with pytest.raises(ValueError, match='num_classes=10, .* 12 .*only training'):
+    main.build(config, 'unused')

@@ -238,7 +238,6 @@ def test_a_new_head_starts_anew_and_keeps_the_rest(
     # Evaluation.
     ({}, ('rose', 'violet'), "1 of the 2 .*'violet'$"),
     ({}, ('rose', 'violet', 'tulip'), "'violet'; config.head='by_number'"),
-    ({'num_classes': 2}, ('a', 'b'), 'num_classes=2, but .* has 3'),
     ({'head': 'new'}, NAMES, "head='new' is for training"),
     ({'head': 'by_number'}, ('a', 'b'), '3 classes and the data 2'),
   ],

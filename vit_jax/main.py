@@ -144,7 +144,17 @@ def _start(
       f'config.variants={config["variants"]} are other models than that of '
       f'config.init={path!r}: set config.variants="()"'
     )
-  return start.load(path, config['model'])
+  found = start.load(path, config['model'])
+  classes = config['model']['num_classes']
+  if config['run'] != 'train' and classes not in (
+    None, found.model.num_classes
+  ):  # fmt: skip
+    raise ValueError(
+      f'config.model.num_classes={classes}, but the checkpoint has '
+      f'{found.model.num_classes} classes; another number means a new head, '
+      'which only training has a use for'
+    )
+  return found
 
 
 def _data(

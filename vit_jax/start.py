@@ -145,8 +145,8 @@ def fit(
     found: the checkpoint.
     built: the data.
     head: a key of `HEADS`.
-    num_classes: what `config.model` says; another number than the
-      checkpoint's asks for a new head too.
+    num_classes: what `config.model` says; in training, another number than
+      the checkpoint's asks for a new head too.
     training: whether a new head would be trained.
     subset: whether to train the checkpoint's head on some of its classes: a
       teacher says what becomes of the others.
@@ -156,12 +156,6 @@ def fit(
   """
   has, wants = found.model.num_classes, built.num_classes
   if num_classes not in (None, has):
-    if not training:
-      raise ValueError(
-        f'config.model.num_classes={num_classes}, but the checkpoint has {has} '
-        'classes; another number means a new head, which only training has '
-        'a use for'
-      )
     if num_classes != wants:
       raise ValueError(
         f'config.model.num_classes={num_classes}, but the data has {wants}'
