@@ -9,6 +9,10 @@ lower learning rate for lower blocks) or probe (only the head learns). What the
 transforms leave out, size and scaling of pixels, is the checkpoint's.
 --config.model.image_size=384 changes the resolution;
 --config.optimizer.freeze='^embedding/' freezes the stem.
+
+A ViT-Ti/16 of Tiny ImageNet on five flowers, adamw at 5e-4, 432 steps of 32,
+--config.data.train='inception_crop(area_min=0.3), flip': 82.6 % of the held-out
+fifth (configs/flowers.py from scratch: 61.8 %), 15 minutes on two CPU cores.
 """
 
 from configs import common
