@@ -91,6 +91,6 @@ def finetuning(recipe: str) -> ConfigDict:
     **{
       'name': 'adamw', 'weight_decay': 0.05, 'warmup': 500,
       'schedule': 'cosine', 'clip': 1.0, 'layer_decay': 1.0, 'freeze': '',
-      **recipes[recipe],
+      'ema': 0.0, **recipes[recipe],
     }
   )  # fmt: skip

@@ -23,6 +23,7 @@ def get_config(arg='runs/folder,data/pictures'):
   model, dataset, recipe = (*common.split_arg(arg), 'sgd')[:3]
   return common.classification(
     init=model, head='new', model=common.of_checkpoint(),
+    task={'label_smoothing': 0.0, 'augment': ''},
     data={
       'source': common.source(dataset),
       'train_split': 'train', 'test_split': 'test',

@@ -166,6 +166,20 @@ def test_stems_and_heads_of_every_model_have_their_layer(path, power):
   assert flat(factors)['head/bias'] == 1
 
 
+def test_blocks_of_a_pyramid_are_counted_through_its_stages():
+  powers = {
+    'embedding/kernel': 5, 'stage_0/norm/scale': 4, 'stage_0/block_0/bias': 4,
+    'stage_0/block_1/kernel': 3, 'stage_1/embedding/kernel': 2,
+    'stage_1/block_0/kernel': 2, 'stage_1/block_1/kernel': 1,
+    'encoder_norm/scale': 0, 'head/kernel': 0,
+  }  # fmt: skip
+  params = flax.traverse_util.unflatten_dict(
+    dict.fromkeys(powers, jnp.zeros(1)), sep='/'
+  )
+  factors = flat(optimizers.layer_factors(params, 0.5))
+  assert factors == {path: 0.5**power for path, power in powers.items()}
+
+
 def test_clipping_scales_the_whole_gradient_to_the_norm(params, gradients):
   plain = flat(gradients)
   norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in plain.values()))

@@ -224,37 +224,47 @@ def layer_factors(params: Params, decay: float) -> Any:
   i is 0 for what comes before the blocks (a ResNet stem's block1 too), 1 + the
   block's index for the blocks (the first number in the path that follows a name
   ending in 'block_'), and layers + 1 for what comes after them: norm, pooling,
-  heads. Clark et al. 2020.
+  heads. Blocks of a pyramid, 'stage_1/block_0', are counted through its stages;
+  what else a stage has comes with its first block. Clark et al. 2020.
 
   Raises:
     ValueError: the parameters have no numbered blocks.
   """
-  found = re.compile(r'[bB]lock_(\d+)')
   after = re.compile(
     r'(^|/)(encoder_norm|fc_norm|pre_head_layer_norm|pre_logits|head|head_dist'
     r'|MAPHead_\d+)(/|$)'
   )
   paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-  blocks = [
-    int(m.group(1))
-    for m in (found.search(p) for p in paths if not after.search(p))
-    if m
-  ]
+  places = {p: _place(p) for p in paths if not after.search(p)}
+  blocks = {p for p in places.values() if p[1] >= 0}
   if not blocks:
     raise ValueError(
       f'layer_decay={decay} needs numbered blocks (…block_0); there are none '
       f'among {", ".join(paths[:8])}'
     )
-  last = max(blocks) + 2
+  # A block that no parameter has, as of a mean of tokens, counts as well.
+  last_of = {s: max(b for at, b in blocks if at == s) for s, _ in blocks}
+  first, layers = {}, 0
+  for stage in sorted(last_of):
+    first[stage], layers = layers, layers + last_of[stage] + 1
 
   def factor(path, _):
     text = path_of(path)
     if after.search(text):  # first: a head has an MlpBlock_0 too
       return 1.0
-    block = found.search(text)
-    return decay ** (last - 1 - int(block.group(1)) if block else last)
+    stage, block = places[text]
+    if stage in first and (stage >= 0 or block >= 0):
+      return decay ** (layers - first[stage] - max(block, 0))
+    return decay ** (layers + 1)
 
   return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _place(path: str) -> tuple[int, int]:
+  """(stage, block) by the numbers in a parameter's path; -1 without one."""
+  stage = re.search(r'(?:^|/)stage_(\d+)/', path)
+  block = re.search(r'[bB]lock_(\d+)', path)
+  return (int(stage[1]) if stage else -1), (int(block[1]) if block else -1)
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:

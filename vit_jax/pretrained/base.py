@@ -88,14 +88,14 @@ def fill(
       number of labels that is not the model's.
   """
   config = dict(config)
-  checks.check_types(where, config)
-  checks.check_sizes(where, config, sum(len(pair.ours) for pair in table))
+  check_fields(where, config, sum(len(pair.ours) for pair in table))
   checks.check_keys(f'{where}, preprocess', preprocess, ('decode', 'transform'))
   for name, text in preprocess.items():
     checks.parse(where, name, text)
   with _named(where):
     model = models.build(**config)
-    rows, columns = layers.grid_of(model.image_size, model.stride)
+    height, width = layers.pair(model.image_size)
+    rows, columns = -(-height // model.stride), -(-width // model.stride)
   bounded(where, 'number of patches', rows * columns, TOKENS)
   table_size = rows * columns * model.hidden_size
   bounded(where, 'patches times hidden_size', table_size, TABLE)
@@ -116,6 +116,20 @@ def fill(
     model, variables, dict(preprocess), tuple(labels), config, channels,
     dtypes, shown(table),
   )  # fmt: skip
+
+
+def check_fields(
+  where: str, config: Mapping[str, Any], variables: int
+) -> None:
+  """Raises a ValueError on fields of a type or a size that cannot be.
+
+  Args:
+    where: the file or folder, for errors.
+    config: `models.build(**config)`.
+    variables: how many the file has; a layer has one at least.
+  """
+  checks.check_types(where, config)
+  checks.check_sizes(where, config, variables)
 
 
 @contextlib.contextmanager
@@ -176,5 +190,6 @@ def to_json(where: str, value: Mapping[str, Any]) -> str:
 
 
 __all__ = [
-  'Pretrained', 'bounded', 'fill', 'parts', 'shapes', 'shown', 'to_json',
+  'Pretrained', 'bounded', 'check_fields', 'fill', 'parts', 'shapes', 'shown',
+  'to_json',
 ]  # fmt: skip

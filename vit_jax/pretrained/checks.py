@@ -14,7 +14,7 @@ LAYERS = 2**10
 SIZE = 2**20  # of any other whole number
 POSITIVE = (
   'patch_size', 'image_size', 'hidden_size', 'num_heads', 'mlp_dim',
-  'tokens_mlp_dim', 'channels_mlp_dim',
+  'tokens_mlp_dim', 'channels_mlp_dim', 'hidden_sizes',
 )  # fmt: skip
 TEXT = 4000  # letters of specs
 DTYPES = ('float32', 'bfloat16', 'float16')  # to compute in
@@ -44,7 +44,7 @@ def check_sizes(where: str, config: Mapping[str, Any], variables: int) -> None:
   """
   for name, value in config.items():
     numbers = list(_numbers(where, name, value))
-    if name in ('num_layers', 'resnet'):
+    if name in ('num_layers', 'resnet', 'depths'):
       bounded(where, name, sum(numbers), min(LAYERS, variables), low=0)
     for number in numbers:
       low = 1 if name in POSITIVE else -SIZE

@@ -7,12 +7,13 @@ array names of its version 4, which version 5 writes as well, or those of 5.
 
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 
 from vit_jax import models
-from vit_jax.pretrained import arrays, base, convert, preprocess
+from vit_jax.pretrained import arrays, base, convert, families, preprocess
 from vit_jax.pretrained import huggingface_config as configs
 
 LOOKS = 'a folder of Hugging Face (config.json with model_type)'
@@ -58,29 +59,61 @@ def read(path: pathlib.Path) -> base.Pretrained:
       and config.json that contradict each other; a damaged file.
   """
   where = str(path)
-  said = {**configs.DEFAULTS, **arrays.read_json(path / CONFIG)}
+  said = arrays.read_json(path / CONFIG)
+  if said['model_type'] in tuple(families.HUGGINGFACE):
+    return _read_family(path, where, said)
+  said = {**configs.DEFAULTS, **said}
   kind = configs.model_type(where, said)
   found = arrays.read_safetensors_folder(path)
   prefix = f'{kind}.' if any(n.startswith(f'{kind}.') for n in found) else ''
   config = configs.read(where, said, found, prefix)
   version = 0 if any(n.startswith(prefix + BLOCKS[0]) for n in found) else 1
   _check_blocks(where, found, prefix + BLOCKS[version], config['num_layers'])
-  channels, size = said['num_channels'], config['image_size']
-  if (path / PREPROCESSOR).is_file():
-    processor = arrays.read_json(path / PREPROCESSOR)
-    ours = preprocess.from_huggingface(
-      str(path / PREPROCESSOR), processor, kind, channels
-    )
-  else:
-    ours = preprocess.default_huggingface(kind, size, channels)
+  channels = said['num_channels']
   return base.fill(
     where,
     config=config,
     arrays=found,
     table=_table(kind, models.build(**config), prefix, version),
-    preprocess=ours,
+    preprocess=_preprocess(path, kind, config['image_size'], channels),
     labels=configs.labels(where, said, config['num_classes']),
     channels=channels,
+  )
+
+
+def _read_family(
+  path: pathlib.Path, where: str, said: Mapping[str, Any]
+) -> base.Pretrained:
+  """Loads a folder of one of `families.HUGGINGFACE`."""
+  kind = said['model_type']
+  family = families.HUGGINGFACE[kind]
+  known = {'architectures': None, 'num_labels': None, 'id2label': None}
+  said = {**known, **said}
+  configs.check_architecture(where, said, family.architectures)
+  found = arrays.read_safetensors_folder(path)
+  config, channels = family.read(where, said, found)
+  base.check_fields(where, config, len(found))
+  return base.fill(
+    where,
+    config=config,
+    arrays=found,
+    table=family.table(models.build(**config), found),
+    preprocess=_preprocess(path, kind, config['image_size'], channels),
+    labels=configs.labels(where, said, config['num_classes']),
+    channels=channels,
+    dropped=family.dropped,
+  )
+
+
+def _preprocess(
+  path: pathlib.Path, kind: str, size: int | tuple[int, int], channels: int
+) -> dict[str, str]:
+  """Ours for what is in the folder, or for the default of its model."""
+  if not (path / PREPROCESSOR).is_file():
+    return preprocess.default_huggingface(kind, size, channels)
+  processor = arrays.read_json(path / PREPROCESSOR)
+  return preprocess.from_huggingface(
+    str(path / PREPROCESSOR), processor, kind, channels
   )
 
 
@@ -99,12 +132,17 @@ def write(
     ValueError: transformers' ViT and DeiT are no such model, or an image
       processor no such preprocessing.
   """
-  model = found.model
-  config = configs.write(found)
+  model, name = found.model, found.config['name']
   processor = preprocess.to_huggingface(found.preprocess, model.image_size)
-  kind = config['model_type']
-  # transformers' bare models have no prefix.
-  table = _table(kind, model, f'{kind}.' if model.num_classes else '', 0)
+  if name in families.HUGGINGFACE:
+    family = families.HUGGINGFACE[name]
+    config = {**family.write(found), **configs.written_labels(found)}
+    table = family.table(model, None)
+  else:
+    config = configs.write(found)
+    kind = config['model_type']
+    # transformers' bare models have no prefix.
+    table = _table(kind, model, f'{kind}.' if model.num_classes else '', 0)
   flat = convert.flatten(found.variables)
   weights = convert.write(flat, table, found.dtypes, 'the format huggingface')
   path.mkdir()

@@ -8,7 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from vit_jax import layers, models, specs
-from vit_jax.pretrained import base, steps
+from vit_jax.pretrained import base, families, steps
 
 ARCHITECTURES = {  # by model_type
   'vit': ('ViTModel', 'ViTForImageClassification'),
@@ -53,16 +53,22 @@ def model_type(where: str, said: Mapping[str, Any]) -> str:
   if kind not in tuple(ARCHITECTURES):
     raise ValueError(
       f'{where}: model_type={kind!r} is not read; choices: '
-      f'{", ".join(ARCHITECTURES)}'
+      f'{", ".join((*ARCHITECTURES, *families.HUGGINGFACE))}'
     )
-  known = ARCHITECTURES[kind]
+  check_architecture(where, said, ARCHITECTURES[kind])
+  return kind
+
+
+def check_architecture(
+  where: str, said: Mapping[str, Any], known: Sequence[str]
+) -> None:
+  """Raises a ValueError on `architectures` that are not one of `known`."""
   named = said['architectures']
   if named not in (None, [], *([name] for name in known)):
     raise ValueError(
       f'{where}: architectures={named!r} is not read; choices: '
       f'{", ".join(known)}'
     )
-  return kind
 
 
 def read(
@@ -261,12 +267,18 @@ def write(found: base.Pretrained) -> dict[str, Any]:
   }
   if model.representation_size is not None:
     out.update(pooler_output_size=model.representation_size, pooler_act='tanh')
+  return {**out, **written_labels(found)}
+
+
+def written_labels(found: base.Pretrained) -> dict[str, Any]:
+  """The labels, or else their number, as a config.json has them."""
   if found.labels:
-    out['id2label'] = {str(i): name for i, name in enumerate(found.labels)}
-    out['label2id'] = {name: i for i, name in enumerate(found.labels)}
-  elif model.num_classes:
-    out['num_labels'] = model.num_classes
-  return out
+    return {
+      'id2label': {str(i): name for i, name in enumerate(found.labels)},
+      'label2id': {name: i for i, name in enumerate(found.labels)},
+    }
+  count = found.model.num_classes
+  return {'num_labels': count} if count else {}
 
 
 def _architecture(model: nn.Module) -> tuple[str, str]:

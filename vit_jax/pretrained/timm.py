@@ -18,11 +18,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax import models
+from vit_jax import layers, models
 from vit_jax.pretrained import (
   arrays,
   base,
   convert,
+  families,
   preprocess,
   timm_checks,
   timm_names,
@@ -34,6 +35,12 @@ from vit_jax.pretrained import (
 LOOKS = 'a timm folder (config.json with architecture)'
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 BETWEEN = ': '  # a label's name and its description
+# The first of those that a hybrid, a ViT or a Mixer has.
+FIRST = (
+  'patch_embed.backbone.conv', 'patch_embed.backbone.stem.conv',
+  'patch_embed.proj', 'stem.proj',
+)  # fmt: skip
+HEADS = ('head', 'head_dist')
 
 
 def matches(path: pathlib.Path) -> bool:
@@ -59,12 +66,18 @@ def read(path: pathlib.Path) -> base.Pretrained:
   config = arrays.read_json(path / CONFIG)
   name, args, cfg = _parts(str(path), config)
   where = f'{path} ({name})'
-  known = timm_names.defaults(where, name)
+  family = families.of_timm(name)
+  if family is None:
+    known = timm_names.defaults(where, name)
   look = preprocess.from_timm(where, cfg)
   image_size = _image_size(where, args, cfg)
   found = arrays.read_safetensors_folder(path)
-  reader = timm_read.mixer if known.family == 'mixer' else timm_read.vit
-  fields, channels = reader(where, known, args, image_size, found)
+  if family is not None:
+    fields, channels = family.read(where, name, args, image_size, found)
+  else:
+    reader = timm_read.mixer if known.family == 'mixer' else timm_read.vit
+    fields, channels = reader(where, known, args, image_size, found)
+  base.check_fields(where, fields, len(found))
   model = models.build(**fields)
   return base.fill(
     where,
@@ -78,6 +91,9 @@ def read(path: pathlib.Path) -> base.Pretrained:
 
 
 def _table(model: Any) -> list[convert.Pair]:
+  for name, family in families.TIMM.items():
+    if type(model) is models.MODELS[name]:
+      return family.table(model)
   if isinstance(model, models.MODELS['mixer']):
     return timm_tables.mixer(model)
   return timm_tables.vit(model)
@@ -165,34 +181,35 @@ def write(
     ValueError: timm has no such model, or no such preprocessing.
   """
   model, name = found.model, found.config['name']
-  if name == 'mixer':
+  family = {**dict.fromkeys(models.MODELS), **families.TIMM}[name]
+  if family is not None:
+    architecture, args = family.write(model)
+  elif name == 'mixer':
     architecture, args = timm_write.mixer(model)
   elif name in ('vit', 'deit'):
     architecture, args = timm_write.vit(model, name)
   else:
-    raise ValueError(f"timm's format is for vit, deit and mixer, not {name!r}")
+    choices = ', '.join(('vit', 'deit', 'mixer', *families.TIMM))
+    raise ValueError(f"timm's format is for {choices}, not {name!r}")
   cfg = preprocess.to_timm(found.preprocess, model.image_size)
   flexible = 'dynamic_img_size' in args and args['dynamic_img_size']
   channels, *size = cfg['input_size']
-  if channels != found.channels or not (flexible or size == args['img_size']):
+  own = list(layers.pair(model.image_size))
+  if channels != found.channels or not (flexible or size == own):
     raise ValueError(
       f'the preprocessing gives images of {size} pixels and {channels} '
-      f'channels; the model is for {args["img_size"]} and {found.channels}, '
-      'and in timm it takes no other'
+      f'channels; the model is for {own} and {found.channels}, and in timm it '
+      'takes no other'
     )
   table = _table(model)
   flat = convert.flatten(found.variables)
   out = convert.write(flat, table, found.dtypes, f"timm's {architecture}")
   # The first of those that a hybrid, a ViT or a Mixer has.
-  first = next(
-    name
-    for name in (
-      'patch_embed.backbone.conv', 'patch_embed.backbone.stem.conv',
-      'patch_embed.proj', 'stem.proj',
-    )
-    if f'{name}.weight' in out
-  )  # fmt: skip
-  heads = ['head', 'head_dist'] if 'head_dist.weight' in out else 'head'
+  names = FIRST if family is None else family.first
+  first = next(name for name in names if f'{name}.weight' in out)
+  names = HEADS if family is None else family.heads
+  heads = [name for name in names if f'{name}.weight' in out] or ['head']
+  heads = heads[0] if len(heads) == 1 else heads
   config = {
     'architecture': architecture,
     'num_classes': model.num_classes,
