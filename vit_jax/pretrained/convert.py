@@ -240,6 +240,17 @@ def _fitting(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
   return out if np.array_equal(out.astype(x.dtype), x, equal_nan=True) else x
 
 
+COUNT = 'num_batches_tracked'  # PyTorch's BatchNorm counts its batches
+COUNTED = (rf'(^|\.){COUNT}$',)  # what nobody needs, as `read` takes it
+
+
+def with_counts(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """With the count that PyTorch has beside every running mean, 0."""
+  means = [n for n in weights if n.endswith('running_mean')]
+  names = [n.removesuffix('running_mean') + COUNT for n in means]
+  return {**weights, **{n: np.zeros((), np.int64) for n in names}}
+
+
 def named_dtype(name: str) -> np.dtype:
   """The dtype of that name, 'bfloat16' too."""
   return np.dtype(ml_dtypes.bfloat16 if name == 'bfloat16' else name)
@@ -269,7 +280,7 @@ def _refuse(
 
 
 __all__ = [
-  'CONV', 'DENSE', 'SAME', 'ConversionError', 'Layout', 'Pair', 'Row',
-  'flatten', 'fused', 'heads', 'heads_bias', 'heads_out', 'pairs', 'read',
-  'reshaped', 'stacked', 'unflatten', 'write',
+  'CONV', 'COUNTED', 'DENSE', 'SAME', 'ConversionError', 'Layout', 'Pair',
+  'Row', 'flatten', 'fused', 'heads', 'heads_bias', 'heads_out', 'pairs',
+  'read', 'reshaped', 'stacked', 'unflatten', 'with_counts', 'write',
 ]  # fmt: skip

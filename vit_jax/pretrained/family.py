@@ -29,6 +29,8 @@ class Timm(NamedTuple):
       such model.
     first: names of the first convolution, of which the arrays have one.
     heads: names of the classifiers.
+    dropped: regular expressions of arrays that nobody needs; the counts of
+      PyTorch's BatchNorm are known.
   """
 
   names: str
@@ -40,6 +42,7 @@ class Timm(NamedTuple):
   write: Callable[[nn.Module], tuple[str, dict[str, Any]]]
   first: tuple[str, ...]
   heads: tuple[str, ...] = ('head',)
+  dropped: tuple[str, ...] = ()
 
 
 class HuggingFace(NamedTuple):
@@ -53,7 +56,7 @@ class HuggingFace(NamedTuple):
       names tell versions of transformers apart, None is the newest.
     write: what was loaded → config.json without labels, `architectures` and
       `model_type` included.
-    dropped: regular expressions of arrays that nobody needs.
+    dropped: as in `Timm`.
   """
 
   architectures: tuple[str, ...]

@@ -101,7 +101,7 @@ def _read_family(
     preprocess=_preprocess(path, kind, config['image_size'], channels),
     labels=configs.labels(where, said, config['num_classes']),
     channels=channels,
-    dropped=family.dropped,
+    dropped=convert.COUNTED + family.dropped,
   )
 
 
@@ -149,7 +149,7 @@ def write(
   for name, content in ((CONFIG, config), (PREPROCESSOR, processor)):
     text = base.to_json(name, content)
     (path / name).write_text(text + '\n', encoding='utf-8')
-  arrays.write_safetensors(path / arrays.WEIGHTS, weights)
+  arrays.write_safetensors(path / arrays.WEIGHTS, convert.with_counts(weights))
   return base.shown(table)
 
 

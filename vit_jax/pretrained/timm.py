@@ -87,6 +87,7 @@ def read(path: pathlib.Path) -> base.Pretrained:
     preprocess=look,
     labels=_labels(where, config, cfg, fields['num_classes']),
     channels=channels,
+    dropped=() if family is None else convert.COUNTED + family.dropped,
   )
 
 
@@ -227,7 +228,7 @@ def write(
   path.mkdir()
   text = json.dumps(config, indent=2, ensure_ascii=False)
   (path / CONFIG).write_text(text + '\n', encoding='utf-8')
-  arrays.write_safetensors(path / WEIGHTS, out)
+  arrays.write_safetensors(path / WEIGHTS, convert.with_counts(out))
   return base.shown(table)
 
 
