@@ -83,6 +83,53 @@ def test_same_seed_same_batches_and_another_seed_others(digits):
   assert not np.array_equal(first[0]['image'], other[0]['image'])
 
 
+def test_repeats_give_an_example_in_a_row_under_other_transforms(digits):
+  plain, built = digits(), digits(train='resize(size=8), flip, value_range',
+                                  repeats=3)
+  batches = take(built.train_batches(60, seed=5), 3)
+  ordered = take(plain.train_batches(60, seed=5), 1)[0]
+  labels = np.concatenate([b['label'] for b in batches])
+  np.testing.assert_array_equal(labels, np.repeat(ordered['label'], 3))
+  images = np.concatenate([b['image'] for b in batches]).reshape(60, 3, 8, 8)
+  same = (images == images[:, :1]).all(axis=(2, 3))
+  mirrored = (images == images[:, :1, :, ::-1]).all(axis=(2, 3))
+  assert (same | mirrored).all()
+  assert not same.all()
+  rest = take(built.train_batches(60, seed=5, start_step=1), 2)
+  assert_equal(batches[1:], rest)
+  assert plain.identity != built.identity
+
+
+def test_shots_keep_that_many_training_examples_of_each_class(digits):
+  plain = {'train': 'value_range'}
+  few, more = digits(shots=3, **plain), digits(shots=5, **plain)
+  assert (few.train_size, more.train_size, few.test_size) == (30, 50, 360)
+  seen = [
+    take(d.train_batches(d.train_size, seed=0), 1)[0] for d in (few, more)
+  ]
+  for batch, shots in zip(seen, (3, 5), strict=True):
+    np.testing.assert_array_equal(np.bincount(batch['label']), [shots] * 10)
+  keys = [{x.tobytes() for x in batch['image']} for batch in seen]
+  assert keys[0] < keys[1]
+  other = digits(shots=3, shots_seed=1, **plain)
+  assert other.identity != few.identity
+  with pytest.raises(ValueError, match='has 1.. of'):
+    digits(shots=1000)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'repeats': 0}, r'repeats=0 must be a whole number in \[1, 100\]'),
+    ({'shots': -1}, 'shots=-1'),
+    ({'shots_seed': 3}, 'shots_seed .given 3'),
+  ],
+)
+def test_wrong_repeats_and_shots_are_errors(digits, options, message):
+  with pytest.raises(ValueError, match=message):
+    digits(**options)
+
+
 def test_resuming_at_a_step_equals_the_uninterrupted_stream(digits):
   built = digits()
   # 25 steps of 64 pass an epoch's end, in the middle of a batch.

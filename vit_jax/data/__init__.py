@@ -76,6 +76,9 @@ def build(
   workers: int = 0,
   threads: int | None = None,
   prefetch: int = 4,
+  repeats: int = 1,
+  shots: int = 0,
+  shots_seed: int = 0,
 ) -> pipeline.Data:
   """Builds a data set from specs.
 
@@ -94,6 +97,12 @@ def build(
     threads: per process; None is one with a cache, else one per core: tiny
       cached examples keep Python busy, and threads would only contend for it.
     prefetch: batches held ready, per process.
+    repeats: how often in a row a training example comes, each time with other
+      random transforms ("repeated augmentation", Hoffer et al. 2020; DeiT's is
+      3); as many steps then see that many times fewer examples.
+    shots: training examples of each class, 0 for all; fewer are the first ones
+      of more.
+    shots_seed: of the order in which they are taken.
 
   Raises:
     ValueError: on unknown names and options, and on whatever can be known
@@ -101,6 +110,8 @@ def build(
   """
   if on_bad not in ('refuse', 'skip'):
     raise ValueError(f"on_bad={on_bad!r} must be 'refuse' or 'skip'")
+  if not isinstance(repeats, int) or not 1 <= repeats <= 100:
+    raise ValueError(f'repeats={repeats!r} must be a whole number in [1, 100]')
   preprocess = {
     'decode': _spell_out(decode, DECODERS, 'decoder'),
     'transform': _spell_out(test, TRANSFORMS, 'transform'),
@@ -126,13 +137,14 @@ def build(
     'train': _spell_out(train, TRANSFORMS, 'transform'),
     'on_bad': on_bad,
     **preprocess,
+    **({'repeats': repeats} if repeats > 1 else {}),
   }
   if splits[0].labels != splits[1].labels:
     raise ValueError(
       f'the splits {train_split!r} and {test_split!r} have different labels: '
       f'{splits[0].labels} and {splits[1].labels}'
     )
-  return pipeline.Data(
+  out = pipeline.Data(
     *(examples.Decoded(s, decoder, on_bad, cache) for s in splits),
     train_chain=train_chain,
     test_chain=test_chain,
@@ -140,7 +152,14 @@ def build(
     reading=reading,
     preprocess=preprocess,
     identity=identity,
+    repeats=repeats,
   )
+  if not isinstance(shots, int) or shots < 0 or (shots_seed and not shots):
+    raise ValueError(
+      f'shots={shots!r} must be a whole number of at least 0, and more with a '
+      f'shots_seed (given {shots_seed!r})'
+    )
+  return out.fewer(shots, shots_seed) if shots else out
 
 
 def load_image(

@@ -122,6 +122,7 @@ class Data:
     reading: Reading,
     preprocess: Mapping[str, Any],
     identity: Mapping[str, Any],
+    repeats: int = 1,
   ):
     self.labels = labels
     self.num_classes = len(labels)
@@ -132,6 +133,7 @@ class Data:
     self._train, self._test = train, test
     self._train_chain, self._test_chain = train_chain, test_chain
     self._reading = reading
+    self._repeats = repeats
     # Any seed will do: static shapes do not depend on it.
     self._train_shape = _shape_of(train, train_chain, 'train')
     shape = _shape_of(test, test_chain, 'test')
@@ -177,13 +179,28 @@ class Data:
     Raises:
       ValueError: a class has fewer.
     """
-    noise = np.random.RandomState(seed)  # noqa: NPY002  its streams are frozen
-    order = noise.permutation(self.train_size).tolist()
-    if shots:
-      order = views.first_of_each(self._train, order, self.labels, shots)
+    order = self._order(shots, seed)
     out = copy.copy(self)
     out._test, out.test_size = views.Picked(self._train, order), len(order)
     return out
+
+  def fewer(self, shots: int, seed: int) -> 'Data':
+    """The same data with `shots` training examples of each class.
+
+    Args and errors as in `few`.
+    """
+    order = self._order(shots, seed)
+    out = copy.copy(self)
+    out._train, out.train_size = views.Picked(self._train, order), len(order)
+    out.identity = {**self.identity, 'shots': [shots, seed]}
+    return out
+
+  def _order(self, shots: int, seed: int) -> list[int]:
+    noise = np.random.RandomState(seed)  # noqa: NPY002  its streams are frozen
+    order = noise.permutation(self.train_size).tolist()
+    if not shots:
+      return order
+    return views.first_of_each(self._train, order, self.labels, shots)
 
   def train_batches(
     self,
@@ -213,12 +230,13 @@ class Data:
       if not 0 <= value < 2**32:
         raise ValueError(f'{name}={value} must be in [0, 2³²)')
     collate = examples.Collate(self._train_shape, self.num_classes, 'train')
+    order = (
+      grain.MapDataset.source(self._train).seed(seed).shuffle().repeat(None)
+    )
+    if self._repeats > 1:  # taken in turn, so that equal examples are adjacent
+      order = grain.MapDataset.mix([order] * self._repeats).seed(seed)
     batches = (
-      grain.MapDataset.source(self._train)
-      .seed(seed)
-      .shuffle()
-      .repeat(None)
-      .random_map(self._train_chain)[process::processes]
+      order.random_map(self._train_chain)[process::processes]
       .batch(rows, drop_remainder=True, batch_fn=collate)[start_step:]
     )
     real = itertools.repeat(np.ones(rows, bool))
