@@ -159,8 +159,13 @@ def work(args: argparse.Namespace) -> None:
     if side == 'ours'
     else theirs(*common, attention, args.threads)
   )
+  serve(run, out, parameters=count)
+
+
+def serve(run, out, **about) -> None:
+  """Answers each line `calls` on stdin with the seconds that they took."""
   run(2)
-  print(json.dumps({'parameters': count}), file=out, flush=True)
+  print(json.dumps(about), file=out, flush=True)
   for line in sys.stdin:
     begin = time.perf_counter()
     run(int(line))
@@ -168,25 +173,25 @@ def work(args: argparse.Namespace) -> None:
 
 
 class Worker:
-  """A process that runs one side; waits until it is warm."""
+  """A process that runs one side; waits until it is warm.
 
-  def __init__(self, side: str, size: str, kind: str, args: argparse.Namespace):
-    command = [
-      sys.executable, __file__, f'--worker={side}', f'--sizes={size}',
-      f'--kinds={kind}', f'--batch={args.batch}', f'--threads={args.threads}',
-    ]  # fmt: skip
-    env = os.environ | {'OMP_NUM_THREADS': str(args.threads)}
-    if side == 'ours' or side.endswith(':tuned'):
+  Attributes:
+    about: what `serve` says of it.
+  """
+
+  def __init__(self, command: list[str], threads: int, gpu: bool, tuned: bool):
+    env = os.environ | {'OMP_NUM_THREADS': str(threads)}
+    if tuned:
       env |= MALLOC
     # XLA takes as many threads as it may use cores.
-    if hasattr(os, 'sched_getaffinity') and not args.gpu:
-      cores = sorted(os.sched_getaffinity(0))[: args.threads]
+    if hasattr(os, 'sched_getaffinity') and not gpu:
+      cores = sorted(os.sched_getaffinity(0))[:threads]
       command = ['taskset', '-c', ','.join(map(str, cores)), *command]
     self._process = subprocess.Popen(
-      command + ['--gpu'] * args.gpu, env=env, text=True,
+      command + ['--gpu'] * gpu, env=env, text=True,
       stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    self.parameters = self._read()['parameters']
+    self.about = self._read()
 
   def _read(self):
     line = self._process.stdout.readline()
@@ -207,22 +212,40 @@ class Worker:
     self._process.wait()
 
 
+def start(side: str, size: str, kind: str, args: argparse.Namespace) -> Worker:
+  """The process of one side."""
+  command = [
+    sys.executable, __file__, f'--worker={side}', f'--sizes={size}',
+    f'--kinds={kind}', f'--batch={args.batch}', f'--threads={args.threads}',
+  ]  # fmt: skip
+  tuned = side == 'ours' or side.endswith(':tuned')
+  return Worker(command, args.threads, args.gpu, tuned)
+
+
+def interleave(
+  workers: dict[str, Worker], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+  """Seconds of a call of each side, in every round."""
+  found = {side: [] for side in workers}
+  once = {side: w.time(1) for side, w in workers.items()}
+  for _ in range(rounds):
+    for side, worker in workers.items():
+      calls = max(1, round(seconds / once[side]))
+      found[side].append(worker.time(calls))
+  return found
+
+
 def compare(size: str, kind: str, args: argparse.Namespace) -> list[dict]:
   """One row for each rival: images/s of both sides, and the ratio's spread."""
   sides = ['ours', *(['torch:sdpa'] if args.gpu else args.rivals)]
   workers = {}
   try:
     for side in sides:
-      workers[side] = Worker(side, size, kind, args)
-    counts = {side: w.parameters for side, w in workers.items()}
+      workers[side] = start(side, size, kind, args)
+    counts = {side: w.about['parameters'] for side, w in workers.items()}
     if len(set(counts.values())) != 1:
       raise RuntimeError(f'not the same model: parameters {counts}')
-    seconds = {side: [] for side in sides}
-    once = {side: w.time(1) for side, w in workers.items()}
-    for _ in range(args.rounds):
-      for side, worker in workers.items():
-        calls = max(1, round(args.seconds / once[side]))
-        seconds[side].append(worker.time(calls))
+    seconds = interleave(workers, args.rounds, args.seconds)
   finally:
     for worker in workers.values():
       worker.close()

@@ -94,3 +94,48 @@ def finetuning(recipe: str) -> ConfigDict:
       'ema': 0.0, **recipes[recipe],
     }
   )  # fmt: skip
+
+
+EPOCH = 1_281_167  # images of ImageNet-1k
+NORMALIZE = 'normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))'
+RANDAUGMENT = "randaugment(layers=2, magnitude=9, magnitude_std=0.5)"
+
+
+def deit(
+  *, model, size=224, resize=256, transforms=RANDAUGMENT, repeats=3, task=None,
+  epochs=300, batch_size=1024, optimizer=None, **fields,
+) -> ConfigDict:  # fmt: skip
+  """Training on ImageNet-1k as DeiT's (Touvron et al. 2021, table 9).
+
+  What the recipes that followed changed is an argument: the transforms after
+  crop and flip, repeated augmentation, fields of the task and the optimiser
+  (whose `warmup` is in epochs), `resize` before the central crop.
+  """
+  epoch = EPOCH / batch_size
+  settings = {
+    'name': 'adamw', 'learning_rate': 5e-4 * batch_size / 512,
+    'weight_decay': 0.05, 'warmup': 5, 'clip': 0.0,
+    'schedule': 'cosine(end=0.01)',
+    **(optimizer or {}),
+  }  # fmt: skip
+  settings['warmup'] = round(settings['warmup'] * epoch)
+  return classification(
+    model={'num_classes': 1000, 'dtype': 'bfloat16', **model},
+    task={
+      'augment': 'erasing(probability=0.25), mixup_or_cutmix',
+      'label_smoothing': 0.1, **(task or {}),
+    },
+    data={
+      'source': "tfds(name='imagenet2012')",
+      'train_split': 'train', 'test_split': 'validation',
+      'train': f"inception_crop(size={size}, area_min=0.08, "
+               f"resample='bicubic'), flip, {transforms}, {NORMALIZE}",
+      'test': f"resize_short(size={resize}, resample='bicubic'), "
+              f'center_crop(size={size}), {NORMALIZE}',
+      'decode': 'decode(channels=3, convert=True)', 'workers': 16,
+      'repeats': repeats,
+    },
+    optimizer=locked(**settings),
+    steps=round(epochs * epoch), batch_size=batch_size, eval_every=5000,
+    checkpoint_every=5000, **fields,
+  )  # fmt: skip

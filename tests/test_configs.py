@@ -14,6 +14,7 @@ from vit_jax import (
   models,
   optimizers,
   pretrained,
+  specs,
   state,
   train,
 )
@@ -57,6 +58,10 @@ def load(name, *arg):
     classes = config['model'].setdefault('num_classes', None) or 10
     channels = 1 if 'channels=1' in config['data']['decode'] else 3
     side = size if size < 64 else size + 32
+    if 'variant' in config['model']:  # a few blocks of a published size
+      fields = specs.accepted(models.MODELS[config['model']['name']])
+      few = {'num_layers': 2, 'depths': (1, 1, 1, 1)}
+      config['model'] |= {k: v for k, v in few.items() if k in fields}
     config['data']['source'] = (
       f'synthetic(classes={classes}, height={side}, width={side}, '
       f'channels={channels}, size=32)'
@@ -157,7 +162,7 @@ def test_recipes_of_fine_tuning_differ_in_what_moves(tmp_path):
   assert sections['sgd'] == {
     'name': 'sgd', 'learning_rate': 0.03, 'warmup': 500, 'clip': 1.0,
     'schedule': 'cosine', 'weight_decay': 0.0, 'layer_decay': 1.0,
-    'freeze': '',
+    'freeze': '', 'ema': 0.0,
   }  # fmt: skip
   with pytest.raises(ValueError, match="'sdg'; choices: sgd, adamw, probe"):
     load('finetune', 'a,b,sdg')
