@@ -14,7 +14,6 @@ from vit_jax import (
   models,
   optimizers,
   pretrained,
-  specs,
   state,
   train,
 )
@@ -59,9 +58,11 @@ def load(name, *arg):
     channels = 1 if 'channels=1' in config['data']['decode'] else 3
     side = size if size < 64 else size + 32
     if 'variant' in config['model']:  # a few blocks of a published size
-      fields = specs.accepted(models.MODELS[config['model']['name']])
-      few = {'num_layers': 2, 'depths': (1, 1, 1, 1)}
-      config['model'] |= {k: v for k, v in few.items() if k in fields}
+      cls = models.MODELS[config['model']['name']]
+      row = cls.VARIANTS[config['model']['variant']]
+      for key in {'depths', 'num_layers'} & set(row):
+        few = 2 if key == 'num_layers' else (1,) * len(row[key])
+        config['model'][key] = few
     config['data']['source'] = (
       f'synthetic(classes={classes}, height={side}, width={side}, '
       f'channels={channels}, size=32)'

@@ -44,6 +44,7 @@ MAY_IMPORT = {
   'sharding': ('optimizers', *ANY),
   'state': ('optimizers', 'sharding', *ANY),
   'evaluate': ('metrics', 'sharding', *ANY),
+  'smoothing': ('attention', *ANY),
   'pretrained': (
     'models', 'layers', 'checkpoints', 'data.transforms', *ANY,
   ),
@@ -267,7 +268,7 @@ def test_models_work_where_only_jax_flax_and_numpy_are_installed():
   [
     'attention', 'checkpoints', 'data', 'evaluate', 'layers', 'metrics',
     'models', 'optimizers', 'sharding', 'specs', 'tasks', 'train',
-    'pretrained', 'transport',
+    'pretrained', 'smoothing', 'transport',
   ],
 )
 def test_every_public_module_is_reached_by_attribute(name):

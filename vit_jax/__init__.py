@@ -22,6 +22,7 @@ _SUBMODULES = (
   'predict',
   'pretrained',
   'sharding',
+  'smoothing',
   'specs',
   'tasks',
   'train',

@@ -29,11 +29,12 @@ def exact_gelu(x: Float[Array, '*B']) -> Float[Array, '*B']:
 GELUS = {
   'tanh': lambda x: nn.gelu(x, approximate=True),  # the original ViT's
   'exact': exact_gelu,  # PyTorch's, Hugging Face's
+  'quick': lambda x: x * nn.sigmoid(1.702 * x),  # section 2 of the paper; CLIP
 }
 
 
 def gelu(form: str) -> Callable:
-  """The GELU of that form, 'tanh' or 'exact'."""
+  """The GELU of that form, a key of `GELUS`."""
   if form not in GELUS:
     raise ValueError(f'gelu={form!r}; choices: {", ".join(GELUS)}')
   return GELUS[form]
@@ -116,6 +117,25 @@ def sincos2d(
   return table[None].astype(np.float32)
 
 
+def sincos1d(
+  count: int, width: int, temperature: float = 1e4
+) -> Float[np.ndarray, '1 N C']:
+  """Fixed sine-cosine table of a sequence, [1 count width].
+
+  Channel 2i of place n is sin(n ω), channel 2i+1 cos(n ω), with
+  ω = temperature^(-2i/width). Vaswani et al. 2017, section 3.5.
+
+  Raises:
+    ValueError: an odd width.
+  """
+  if width % 2:
+    raise ValueError(f'sincos1d needs an even width; got {width}')
+  omega = temperature ** (-np.arange(0, width, 2) / width)
+  angle = np.arange(count)[:, None] * omega[None]
+  table = np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+  return table.reshape(1, count, width).astype(np.float32)
+
+
 def align_corners(new: int, old: int) -> Float[np.ndarray, 'new old']:
   """Matrix of linear interpolation from `old` to `new` points, ends to ends.
 
@@ -153,9 +173,25 @@ def cubic_torch(new: int, old: int) -> Float[np.ndarray, 'new old']:
   return matrix.astype(np.float32)
 
 
+def linear_torch(new: int, old: int) -> Float[np.ndarray, 'new old']:
+  """Matrix of linear interpolation from `old` to `new` points, areas aligned.
+
+  Points outside repeat the border. As PyTorch's interpolate(mode='bilinear',
+  align_corners=False) does along one axis; not antialiased.
+  """
+  at = (np.arange(new) + 0.5) * (old / new) - 0.5
+  low = np.floor(at).astype(int)
+  matrix = np.zeros((new, old))
+  for tap in (0, 1):
+    column = np.clip(low + tap, 0, old - 1)
+    np.add.at(matrix, (np.arange(new), column), 1 - np.abs(at - low - tap))
+  return matrix.astype(np.float32)
+
+
 MATRICES = {
   'align_corners': align_corners,  # the original codebase's
   'bicubic_torch': cubic_torch,  # DeiT's and Hugging Face's
+  'bilinear_torch': linear_torch,  # MViTv2's
 }
 # Half-pixel centres, antialiased where the grid shrinks; 'bicubic' is timm's,
 # torch's interpolate with antialias=True.
@@ -176,9 +212,10 @@ def resize_positions(
     old: its grid.
     new: the grid wanted.
     method: 'align_corners' (bilinear, the original codebase's),
-      'bicubic_torch' (not antialiased; DeiT's and Hugging Face's), or a method
-      of `jax.image.resize`, with half-pixel centres and antialiasing:
-      'bilinear', 'bicubic' (timm's), 'lanczos3', 'nearest'.
+      'bicubic_torch' or 'bilinear_torch' (not antialiased; DeiT's and Hugging
+      Face's, and MViTv2's), or a method of `jax.image.resize`, with
+      half-pixel centres and antialiasing: 'bilinear', 'bicubic' (timm's),
+      'lanczos3', 'nearest'.
 
   Raises:
     ValueError: an unknown method.

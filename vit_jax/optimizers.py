@@ -231,8 +231,8 @@ def layer_factors(params: Params, decay: float) -> Any:
     ValueError: the parameters have no numbered blocks.
   """
   after = re.compile(
-    r'(^|/)(encoder_norm|fc_norm|pre_head_layer_norm|pre_logits|head|head_dist'
-    r'|MAPHead_\d+)(/|$)'
+    r'(^|/)(encoder_norm|fc_norm|pre_head_layer_norm|pre_logits|sequence_pool'
+    r'|head|head_dist|MAPHead_\d+)(/|$)'
   )
   paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
   places = {p: _place(p) for p in paths if not after.search(p)}

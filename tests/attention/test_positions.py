@@ -182,6 +182,27 @@ def test_relative_keys_are_clipped_and_scaled():
     np.testing.assert_allclose(bias[0, :, i, j], expected, atol=1e-5)
 
 
+def test_relative_keys_on_a_grid_are_clipped_by_row_and_by_column():
+  q, k = arrays()
+  module = build('relative_keys(limit=2)', **GRIDDED)
+  params = jittered(module, q, k)
+  row, column = (np.asarray(params['params'][x]) for x in ('row', 'column'))
+  assert row.shape == column.shape == (5, D)
+  bias = np.asarray(module.apply(params, q, k)[2])
+  assert not bias[:, :, :PREFIX].any()
+  assert not bias[:, :, :, :PREFIX].any()
+  at = offsets()
+  for i, j in np.ndindex(12, 12):
+    (r, c), (s, t) = at[i], at[j]
+    entry = row[s - r + 2] + column[min(max(t - c, -2), 2) + 2]
+    expected = np.asarray(q)[1, i + PREFIX] @ entry / np.sqrt(D)
+    np.testing.assert_allclose(
+      bias[1, :, i + PREFIX, j + PREFIX], expected, atol=1e-5
+    )
+  # Another grid takes the same parameters.
+  build('relative_keys(limit=2)', grid=(2, 6)).apply(params, *arrays(12))
+
+
 def test_alibis_slopes_are_the_published_ones():
   np.testing.assert_allclose(
     position_bias.slopes(8), [1 / 2**i for i in range(1, 9)]
@@ -210,13 +231,9 @@ def test_alibi_falls_with_the_distance():
   np.testing.assert_allclose(bias[0], -slope * distance, atol=1e-6)
 
 
-GRID_FREE = ('relative_keys',)
-
-
 @pytest.mark.parametrize('name', sorted(positions.POSITIONS))
 def test_given_positions_are_places_in_the_full_layout(name):
-  layout = {} if name in GRID_FREE else GRIDDED
-  module = build(name, **layout)
+  module = build(name, **GRIDDED)
   q, k = arrays()
   params = jittered(module, q, k)
   run = jax.jit(module.apply)
@@ -299,8 +316,7 @@ def test_rotated_causal_attention_sees_only_the_past():
 
 def test_every_position_gives_finite_gradients_to_its_parameters():
   for name in positions.POSITIONS:
-    layout = {} if name in GRID_FREE else GRIDDED
-    model = layer(attention.Softmax, name, **layout)
+    model = layer(attention.Softmax, name, **GRIDDED)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, N, 16)), 'f')
     params = jax.tree.map(lambda x: 0.3 * x, jittered(model, x))
 
@@ -323,7 +339,6 @@ def test_every_position_gives_finite_gradients_to_its_parameters():
     ('rotary', {}, (2, 5, 1, 3), 'divisible by 2 on a sequence; it is 3'),
     ('rotary', GRIDDED, (2, N - 1, 1, 4), 'takes 14 tokens, not 13'),
     ('rotary_mixed', {}, (2, 5, 1, 4), 'needs a grid'),
-    ('relative_keys', GRIDDED, (2, N, 1, 4), 'there is decomposed_bias'),
   ],
 )
 def test_what_a_position_cannot_do_is_an_error(spec, layout, shape, message):
@@ -337,7 +352,7 @@ def test_a_table_belongs_to_one_grid(name):
   q, k = arrays(12)
   params = jittered(build(name, grid=GRID), q, k)
   # The other way round it has as many entries.
-  with pytest.raises(ValueError, match='number of tokens is fixed'):
+  with pytest.raises(ValueError, match='belongs to one grid.*image_size=…'):
     build(name, grid=GRID[::-1]).apply(params, q, k)
 
 

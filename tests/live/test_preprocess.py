@@ -37,6 +37,8 @@ PROCESSORS = {
   'scaled': ('ViT', {'do_normalize': False, 'resample': 1}),
   'raw': ('ViT', {'do_normalize': False, 'do_rescale': False, 'resample': 4}),
   'nearest': ('ViT', {'resample': 0}),
+  'pvt': ('Pvt', {'size': {'height': 40, 'width': 48}}),
+  'warped': ('ConvNext', {'size': {'shortest_edge': 384}, 'resample': 2}),
   'short_uncropped': (
     'Bit', {'size': {'shortest_edge': 60}, 'do_center_crop': False},
   ),
@@ -68,6 +70,41 @@ def test_pixels_are_those_of_the_image_processor(
     )
     np.testing.assert_array_equal(written, theirs)
     close(data.load_image(encoded, mine), theirs)
+
+
+@pytest.mark.parametrize(
+  'fields', [{'size': {'shortest_edge': 56}},
+             {'size': {'shortest_edge': 50}, 'crop_pct': 0.9}],
+)  # fmt: skip
+@pytest.mark.parametrize(('archive', 'names'), ARCHIVES)
+def test_pixels_are_those_of_convnexts_processor(
+  fields, archive, names, tmp_path
+):
+  processor = transformers.ConvNextImageProcessorPil(**fields)
+  processor.save_pretrained(tmp_path)
+  config = arrays.read_json(tmp_path / 'preprocessor_config.json')
+  mine = preprocess.from_huggingface('theirs', config)
+  (tmp_path / 'preprocessor_config.json').write_text(
+    json.dumps(preprocess.to_huggingface(mine, 224))
+  )
+  again = transformers.AutoImageProcessor.from_pretrained(
+    tmp_path, backend='pil'
+  )
+  side = fields['size']['shortest_edge']
+  compared = 0
+  for encoded in real.pictures(archive, names, 24).values():
+    theirs, written = (
+      p(rgb(encoded), return_tensors='np')['pixel_values'][0].transpose(1, 2, 0)
+      for p in (processor, again)
+    )
+    np.testing.assert_array_equal(written, theirs)
+    size, short = rgb(encoded).size, min(rgb(encoded).size)
+    portion = fields.get('crop_pct', 224 / 256)
+    margins = [int(side / portion) * n // short - side for n in size]
+    if all(m // 2 == round(m / 2) for m in margins):  # see the next test
+      compared += 1
+      close(data.load_image(encoded, mine), theirs)
+  assert compared > 5
 
 
 def test_a_crop_rounds_odd_margins_to_even_and_theirs_down(tmp_path):

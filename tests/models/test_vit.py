@@ -11,7 +11,8 @@ from flax import traverse_util
 from scipy import ndimage, special
 
 from vit_jax import attention, models
-from vit_jax.models import vit
+from vit_jax.attention import positions as inside
+from vit_jax.models import positions, vit
 
 TINY = {
   'patch_size': 4,
@@ -97,10 +98,32 @@ def block(x, p, model):
       return y
     return y * p[f'LayerScale_{index}']['scale']
 
-  y = norm(x, p['LayerNorm_0'], model.epsilon)
-  x = x + scale(attend(y, y, p['MultiHeadDotProductAttention_0'], model), 0)
-  y = norm(x, p['LayerNorm_1'], model.epsilon)
-  return x + scale(mlp(y, p['MlpBlock_0'], model), 1)
+  branches = (
+    lambda y: attend(y, y, p['MultiHeadDotProductAttention_0'], model),
+    lambda y: mlp(y, p['MlpBlock_0'], model),
+  )
+  for i, branch in enumerate(branches):
+    normed = functools.partial(
+      norm, p=p[f'LayerNorm_{i}'], epsilon=model.epsilon
+    )
+    if model.norm_placement == 'pre':
+      x = x + scale(branch(normed(x)), i)
+    else:
+      x = normed(x + scale(branch(x), i))
+  return x
+
+
+def convolve(x, p, grid, first):
+  """Each patch and its neighbours, weighed channel by channel."""
+  out = x.copy()
+  for r, c in np.ndindex(*grid):
+    at = first + r * grid[1] + c
+    out[at] += p['bias']
+    for i, j in np.ndindex(3, 3):
+      s, t = r + i - 1, c + j - 1
+      if 0 <= s < grid[0] and 0 <= t < grid[1]:
+        out[at] += p['kernel'][i, j, 0] * x[first + s * grid[1] + t]
+  return out
 
 
 def reference(model, params, image):
@@ -119,7 +142,7 @@ def reference(model, params, image):
   prefix = np.concatenate([
     p[name][0] for name in ('cls', 'register') if name in p
   ] or [np.zeros((0, model.hidden_size))])  # fmt: skip
-  if model.position == 'learned':
+  if 'learned' in model.position:
     table = p['Transformer']['posembed_input']['pos_embedding'][0]
     old = tuple(s // size for s in model.image_size)
     first = len(table) - old[0] * old[1]
@@ -135,6 +158,12 @@ def reference(model, params, image):
       grid = ndimage.zoom(grid, (rows / old[0], columns / old[1], 1), order=1)
     tokens = tokens + grid.reshape(rows * columns, -1)
     prefix[:first] += table[:first]
+  elif model.position == 'sincos1d':
+    width = model.hidden_size
+    for n in range(rows * columns):
+      for i in range(width):  # Vaswani et al. 2017, section 3.5
+        angle = n / 10000 ** (2 * (i // 2) / width)
+        tokens[n, i] += np.cos(angle) if i % 2 else np.sin(angle)
   elif model.position == 'sincos2d':
     count = model.hidden_size // 4
     for r in range(rows):
@@ -151,7 +180,11 @@ def reference(model, params, image):
   x = np.concatenate([prefix, tokens])
   for i in range(model.num_layers):
     x = block(x, p['Transformer'][f'encoderblock_{i}'], model)
-  if not model.norm_after_pooling:
+    if f'conditional_{i}' in p['Transformer']:
+      x = convolve(
+        x, p['Transformer'][f'conditional_{i}'], (rows, columns), len(prefix)
+      )
+  if not model.norm_after_pooling and model.norm_placement == 'pre':
     x = norm(x, p['Transformer']['encoder_norm'], model.epsilon)
   if model.classifier == 'token':
     x = x[0]
@@ -185,6 +218,8 @@ def reference(model, params, image):
     {'classifier': 'gap', 'num_registers': 1, 'pool_prefix': True},
     {'position': 'sincos2d', 'representation_size': 6, 'layer_scale': 0.1},
     {'classifier': 'unpooled', 'position': 'none', 'qkv_bias': False},
+    {'norm_placement': 'post', 'position': 'sincos1d', 'layer_scale': 0.1},
+    {'position': 'learned, conditional(count=2)', 'num_registers': 1},
     {
       'classifier': 'token_unpooled',
       'num_registers': 1,
@@ -294,6 +329,15 @@ MHA = 'Transformer/encoderblock_{}/MultiHeadDotProductAttention_0/'
       {'prefix_positions': 0},
       {'Transformer/posembed_input/pos_embedding': (1, 6, 16)},
       {'Transformer/posembed_input/pos_embedding': (1, 7, 16)},
+    ),
+    (
+      {'norm_placement': 'post'}, {},
+      {f'Transformer/encoder_norm/{n}': (16,) for n in ('scale', 'bias')},
+    ),
+    (
+      {'position': 'conditional(count=2), learned'},
+      {f'Transformer/conditional_{i}/{n}': s for i in range(2)
+       for n, s in (('kernel', (3, 3, 1, 16)), ('bias', (16,)))}, {},
     ),
     ({'initialization': 'truncated', 'position_resize': 'nearest'}, {}, {}),
     (
@@ -428,6 +472,29 @@ def test_every_dropout_is_random_in_training_only(name):
   assert 'threefry' not in jaxpr
 
 
+@pytest.mark.parametrize(
+  ('fields', 'expected'),
+  [
+    ({}, (0.0, 0.2, 0.4)),
+    ({'drop_path_rule': 'uniform'}, (0.4,) * 3),
+    ({'num_layers': 1}, (0.0,)),
+  ],
+)
+def test_the_rates_of_the_blocks_follow_the_rule(fields, expected):
+  model = build(**{'num_layers': 3, 'drop_path_rate': 0.4, **fields})
+  found = []
+
+  def watch(call, args, kwargs, context):
+    block = isinstance(context.module, vit.Encoder1DBlock)
+    if block and context.method_name == '__call__':
+      found.append(context.module.drop_path_rate)
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(watch):
+    shapes_of(model, jax.ShapeDtypeStruct((1, 8, 12, 3), 'float32'))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_drop_path_grows_linearly_from_the_first_block_to_the_last():
   model = build(
     num_layers=3, drop_path_rate=0.8, feature_layers=(0, 1, 2), image_size=8
@@ -528,7 +595,7 @@ def test_a_position_table_of_another_size_gets_gradients():
 
 
 def test_a_fixed_position_has_no_parameters():
-  for position in ('sincos2d', 'none'):
+  for position in ('sincos2d', 'sincos1d', 'none'):
     shapes = shapes_of(
       build(position=position), jax.ShapeDtypeStruct((1, 8, 12, 3), 'float32')
     )
@@ -546,13 +613,14 @@ def test_without_positions_the_order_of_patches_does_not_matter():
 
 
 @pytest.mark.parametrize(
-  ('position', 'added', 'inside'),
+  ('position', 'added', 'expected'),
   [
     ('rotary', False, {}),
     ('none, rotary_mixed', False, {'frequencies': (2, 2, 4)}),
     ('learned, relative_bias', True, {'table': (3, 5, 2), 'prefix': (3, 2)}),
     ('sincos2d, alibi', False, {}),
     ('decomposed_bias', False, {'row': (3, 8), 'column': (5, 8)}),
+    ('relative_keys', False, {'row': (33, 8), 'column': (33, 8)}),
     (
       'rotary(base=20), relative_bias', False,
       {'relative_bias/table': (3, 5, 2), 'relative_bias/prefix': (3, 2)},
@@ -560,7 +628,7 @@ def test_without_positions_the_order_of_patches_does_not_matter():
   ],
 )  # fmt: skip
 def test_positions_inside_attention_are_parameters_of_every_layer(
-  position, added, inside
+  position, added, expected
 ):
   images = random_images(2, 8, 12, 3)
   model = build(position=position)
@@ -569,10 +637,10 @@ def test_positions_inside_attention_are_parameters_of_every_layer(
   for i in range(2):
     layer = tree[f'encoderblock_{i}']['MultiHeadDotProductAttention_0']
     found = traverse_util.flatten_dict(
-      layer['position'] if inside else {}, sep='/'
+      layer['position'] if expected else {}, sep='/'
     )
-    assert inside or 'position' not in layer
-    assert {k: v.shape for k, v in found.items()} == inside
+    assert expected or 'position' not in layer
+    assert {k: v.shape for k, v in found.items()} == expected
 
 
 @pytest.mark.parametrize('position', ['rotary', 'rotary_mixed', 'alibi'])
@@ -586,6 +654,23 @@ def test_positions_inside_attention_tell_the_order_of_patches(position):
   assert np.abs(run(variables, images) - run(variables, swapped)).max() > 5e-5
   # Another grid needs no other parameters.
   assert run(variables, random_images(2, 16, 8, 3)).shape == (2, 5)
+
+
+WORDS = (*positions.POSITIONS, 'conditional', *inside.POSITIONS)
+ONE_GRID = ('relative_bias', 'decomposed_bias')
+
+
+@pytest.mark.parametrize('word', WORDS)
+def test_every_position_takes_another_grid_or_says_what_to_do(word):
+  model = build(position=word)
+  image = lambda *s: jax.ShapeDtypeStruct((2, *s, 3), 'float32')  # noqa: E731
+  variables = shapes_of(model, image(8, 12))
+  if word in ONE_GRID:
+    with pytest.raises(ValueError, match='to one grid.* with image_size=…'):
+      jax.eval_shape(model.apply, variables, image(12, 8))
+    return
+  for size in ((12, 8), (4, 20)):
+    assert jax.eval_shape(model.apply, variables, image(*size)).shape == (2, 5)
 
 
 def test_a_bias_with_a_table_refuses_another_grid():
@@ -657,9 +742,19 @@ def test_each_layer_has_the_attention_of_its_spec():
     ({}, (1, 8, 14, 3), r'8×14 .*patches of 4×4; the nearest .* 8×16'),
     ({'image_size': 9}, (1, 8, 8, 3), r'9×9 .*patches of 4×4.* 8×8'),
     ({'classifier': 'tok'}, None, "'tok'; choices: token, gap, map"),
-    ({'position': 'learnt'}, None, "'learnt'; choices: learned, sincos2d, no"),
+    ({'position': 'learnt'}, None, "'learnt'; choices: learned, sincos2d, sin"),
     ({'position': 'learned, sincos2d'}, None, 'inside attention: rotary'),
     ({'position': 'rotary(bas=3)'}, None, "no option 'bas'"),
+    ({'position': 'conditional(size=5)'}, None, "'size'.*choices: count"),
+    ({'position': 'conditional(count=0)'}, None, r'count=0\) must be 1, 2, 3'),
+    ({'position': 'conditional(count=3)'}, None, 'there are 2 blocks'),
+    ({'position': 'conditional, conditional'}, None, 'choices: learned'),
+    ({'norm_placement': 'last'}, None, "'last'; choices: pre, post"),
+    ({'drop_path_rule': 'flat'}, None, "'flat'; choices: linear, uniform"),
+    (
+      {'position': 'conditional', 'patch_dropout_rate': 0.5}, None,
+      "leaves no grid for the positions 'conditional'",
+    ),
     ({'position': ''}, None, "position=''; choices: learned"),
     (
       {'position': 'alibi', 'attention': 'linear'}, None,
@@ -671,7 +766,7 @@ def test_each_layer_has_the_attention_of_its_spec():
     ),
     (
       {'position': 'rotary', 'patch_dropout_rate': 0.5}, None,
-      "leaves no grid for the positions inside attention, 'rotary'",
+      "leaves no grid for the positions 'rotary'",
     ),
     ({'gelu': 'erf'}, None, "gelu='erf'; choices: tanh, exact"),
     (

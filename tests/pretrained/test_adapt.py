@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vit_jax import models, pretrained
+from vit_jax import layers, models, pretrained
 from vit_jax.pretrained import base, convert
 from vit_jax.pretrained.adapt import resize_patches
 
@@ -21,12 +21,20 @@ PREPROCESS = {
   'decode': 'decode(channels=3)',
   'transform': 'resize_short(size=18), center_crop(size=16), value_range',
 }
+PYRAMID = {
+  'name': 'pvt', 'hidden_sizes': (8, 12), 'depths': (1, 1), 'num_heads': (1, 2),
+  'mlp_ratios': (1, 1), 'reductions': (2, 1), 'feature_layers': (0, 1),
+  'image_size': 16, 'num_classes': 3,
+}  # fmt: skip
+
+
+def drawn(**fields):
+  """A loaded ViT of random variables."""
+  return loaded(**{**VIT, **fields})
 
 
 @functools.cache
-def drawn(**fields):
-  """A loaded model of random variables."""
-  config = {**VIT, **fields}
+def loaded(**config):
   model, rng = models.build(**config), np.random.default_rng(0)
   variables = jax.tree.map(
     lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype),
@@ -109,6 +117,51 @@ def test_a_hybrids_grid_is_that_of_its_stride():
   changed = pretrained.change(found, image_size=64)
   assert differences(found, changed) == {TABLE}
   assert flat(changed)[TABLE].shape == (1, 1 + 8 * 8, 16)
+
+
+@pytest.mark.parametrize('position', ['relative_bias', 'alibi, relative_bias'])
+def test_biases_by_offset_are_resized_as_scipy_zooms(position):
+  found = drawn(position=position)
+  changed = pretrained.change(found, image_size=(8, 24))
+  (name,) = differences(found, changed)
+  old, new = (np.asarray(flat(f)[name]) for f in (found, changed))
+  assert old.shape == (7, 7, 2)
+  expected = ndimage.zoom(old.astype(np.float64), (3 / 7, 11 / 7, 1), order=1)
+  np.testing.assert_allclose(new, expected, atol=1e-6, rtol=0)
+  # Offsets of 0 and the farthest ones keep their entries.
+  np.testing.assert_allclose(new[1, 5], old[3, 3], atol=1e-6)
+  np.testing.assert_allclose(new[0, 0], old[0, 0], atol=1e-6)
+
+
+def test_decomposed_biases_are_resized_axis_by_axis():
+  found = drawn(position='decomposed_bias', position_resize='bicubic_torch')
+  changed = pretrained.change(found, image_size=(16, 24))
+  (name,) = differences(found, changed)
+  assert name.endswith('/position/column')
+  old, new = (np.asarray(flat(f)[name]) for f in (found, changed))
+  expected = layers.cubic_torch(11, 7) @ old
+  np.testing.assert_allclose(new, expected, atol=1e-6)
+
+
+def test_every_stage_of_a_pyramid_has_its_tables_grid():
+  found = loaded(**PYRAMID)
+  changed = pretrained.change(found, image_size=(16, 24))
+  tables = [f'stage_{s}/posembed_input/pos_embedding' for s in (0, 1)]
+  assert differences(found, changed) == set(tables)
+  for table, prefix, side in zip(tables, (0, 1), (4, 2), strict=True):
+    old, new = (np.asarray(flat(f)[table])[0] for f in (found, changed))
+    np.testing.assert_array_equal(new[:prefix], old[:prefix])
+    rows, columns = side, side * 3 // 2
+    # Areas aligned, and the border's halves repeat it.
+    at = np.clip((np.arange(columns) + 0.5) * 2 / 3 - 0.5, 0, side - 1)
+    cells = old[prefix:].reshape(rows, side, -1).astype(np.float64)
+    for r, c in np.ndindex(rows, columns):
+      low = min(int(at[c]), side - 2)
+      weight = at[c] - low
+      expected = (1 - weight) * cells[r, low] + weight * cells[r, low + 1]
+      np.testing.assert_allclose(
+        new[prefix + r * columns + c], expected, atol=1e-6
+      )
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_without_a_processor_file_the_model_types_own_is_taken(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'model_type': 'swin'}, "'swin' is not read; choices: vit, deit"),
+    ({'model_type': 'beit'}, "'beit' is not read; choices: vit, deit"),
     ({'model_type': ['vit']}, 'is not read; choices: vit, deit'),
     ({'architectures': ['ViTForMaskedImageModeling']}, 'not read; choices'),
     ({'hidden_act': 'relu'}, "'relu' is not read; choices: 'gelu'"),
@@ -287,6 +287,8 @@ OURS = {
     ({'qk_norm': True}, 'qk_norm=True'),
     ({'position': 'sincos2d'}, 'sincos2d'),
     ({'position': 'learned, rotary'}, 'rotary'),
+    ({'name': 'cpvt'}, "position='conditional'"),
+    ({'norm_placement': 'post'}, "norm_placement='post'"),
     ({'num_registers': 1}, 'num_registers=1'),
     ({'prefix_positions': 0}, 'prefix_positions=0'),
     ({'representation_size': 5}, 'representation_size=5 with a classifier'),

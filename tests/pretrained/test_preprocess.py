@@ -90,6 +90,72 @@ def test_what_a_file_leaves_out_is_the_processors_own(
   assert found == preprocess.from_huggingface('file', same)
 
 
+CROPPED = 'center_crop(size=(224, 224))'
+IMAGENET = 'normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))'
+
+
+@pytest.mark.parametrize(
+  ('config', 'steps'),
+  [
+    ({}, f"resize(size=(384, 384), resample='bicubic'), {HALF}"),
+    (
+      {'size': {'shortest_edge': 224}},
+      f"resize_short(size=256, resample='bicubic'), {CROPPED}, {HALF}",
+    ),
+    (
+      {'size': {'shortest_edge': 224}, 'crop_pct': 0.9, 'resample': 2},
+      f"resize_short(size=248, resample='bilinear'), {CROPPED}, {HALF}",
+    ),
+    (
+      {'size': 383, 'crop_pct': 1.0},
+      "resize_short(size=383, resample='bicubic'), "
+      f'center_crop(size=(383, 383)), {HALF}',
+    ),
+    ({'do_resize': False}, HALF),
+  ],
+)
+def test_convnexts_processor_crops_small_images_and_warps_large(config, steps):
+  for model_type in ('cvt', 'resnet'):
+    found = preprocess.from_huggingface('file', config, model_type)
+    assert found['transform'] == steps
+  named = {**config, 'image_processor_type': 'ConvNextImageProcessor'}
+  assert preprocess.from_huggingface('file', named) == found
+
+
+@pytest.mark.parametrize(
+  ('config', 'words'),
+  [
+    ({'size': {'height': 224, 'width': 224}}, 'must be a shortest_edge'),
+    ({'crop_pct': 0}, 'crop_pct=0 must be a number'),
+    ({'crop_pct': 1.2}, 'crop_pct=1.2 must be'),
+    ({'do_center_crop': True}, 'do_center_crop=True is not read'),
+  ],
+)
+def test_what_convnexts_processor_cannot_have_is_refused(config, words):
+  with pytest.raises(ValueError, match=words):
+    preprocess.from_huggingface('file', config, 'cvt')
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'size', 'transform'),
+  [
+    ('swin', 256, f"resize(size=(256, 256), resample='bilinear'), {HALF}"),
+    ('pvt', (64, 96), f"resize(size=(64, 96), resample='bicubic'), {IMAGENET}"),
+    ('pvt_v2', 64, f"resize(size=(64, 64), resample='bicubic'), {IMAGENET}"),
+    (
+      'cvt', 224,
+      f"resize_short(size=256, resample='bicubic'), {CROPPED}, {HALF}",
+    ),
+    ('cvt', 384, f"resize(size=(384, 384), resample='bicubic'), {HALF}"),
+  ],
+)  # fmt: skip
+def test_without_a_file_it_is_the_processor_of_the_model_type(
+  model_type, size, transform
+):
+  found = preprocess.default_huggingface(model_type, size)
+  assert found['transform'] == transform
+
+
 def test_without_a_file_the_size_is_the_models():
   assert preprocess.default_huggingface('vit', (32, 48), 1) == {
     'decode': 'decode(channels=1, convert=True)',

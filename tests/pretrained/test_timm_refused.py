@@ -59,13 +59,13 @@ def test_a_name_says_what_arrays_cannot(name, family, changes):
   [
     ('vit_base_patch16_clip_224.openai', 'norm before its first block'),
     ('vit_giant_patch14_reg4_dinov2', 'SwiGLU'),
-    ('vit_base_patch16_rope_224', 'rotates'),
+    ('vit_base_patch16_rope_reg1_gap_256', 'rotates'),
     ('vit_relpos_base_patch16_224', 'relative positions'),
     ('vit_small_resnet26d_224', 'stem'),
     ('vit_base_patch16_rpn_224', 'after its branches'),
     ('vit_dwee_patch16_reg1_gap_256', 'differential'),
     ('resmlp_12_224', 'than the Mixer'),
-    ('resnet50.a1_in1k', 'is no model of ours; of'),
+    ('efficientnet_b0.ra_in1k', 'is no model of ours; of'),
     ('vit_base_patch16_224_and_more', 'is no model of ours; of'),
   ],
 )
@@ -208,6 +208,9 @@ def test_a_pickle_is_not_loaded(tmp_path):
     ({'representation_size': 8}, 'representation_size=8'),
     ({'position': 'sincos2d'}, "position='sincos2d'"),
     ({'position': 'learned, rotary'}, 'position='),
+    ({'position': 'conditional'}, "position='conditional'"),
+    ({'norm_placement': 'post'}, "norm_placement='post'"),
+    ({'name': 'cpvt'}, "is for vit, deit, mixer, .*not 'cpvt'"),
     ({'num_registers': 2}, 'learned_prefix=1 .* 0 or 3'),
     ({'qk_norm': True}, 'qk_norm_bias=False'),
     (

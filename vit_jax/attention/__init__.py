@@ -21,6 +21,7 @@ from vit_jax.attention.based import Based
 from vit_jax.attention.chunked import Chunked
 from vit_jax.attention.clustered import Clustered, ImprovedClustered
 from vit_jax.attention.compressive import Compressive
+from vit_jax.attention.conv_projection import ConvProjection
 from vit_jax.attention.cosformer import CosFormer
 from vit_jax.attention.cosine import Cosine
 from vit_jax.attention.differential import Differential
@@ -51,6 +52,7 @@ from vit_jax.attention.local import (
   Window,
 )
 from vit_jax.attention.longformer import ETC, Longformer
+from vit_jax.attention.lsa import LSA
 from vit_jax.attention.luna import Luna
 from vit_jax.attention.memory_compressed import MemoryCompressed
 from vit_jax.attention.multihead import Mixer, MultiHeadDotProductAttention
@@ -60,7 +62,7 @@ from vit_jax.attention.perceiver import Perceiver
 from vit_jax.attention.performer import Performer
 from vit_jax.attention.pointwise import ReLU, Sigmoid
 from vit_jax.attention.random_features import RandomFeatures
-from vit_jax.attention.reduction import ConvProjection, Pooled, SpatialReduction
+from vit_jax.attention.reduction import Pooled, SpatialReduction
 from vit_jax.attention.reformer import Reformer
 from vit_jax.attention.routing import Routing
 from vit_jax.attention.set_transformer import InducedSetAttention
@@ -95,6 +97,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
   'reattention': ReAttention,  # O(N²); Zhou et al. 2021
   'differential': Differential,  # O(N²); Ye et al. 2024
   'gpsa': GPSA,  # O(N²); d'Ascoli et al. 2021
+  'lsa': LSA,  # O(N²); Lee et al. 2021
   'adaptive_span': AdaptiveSpan,  # O(N²); Sukhbaatar et al. 2019
   'gated': Gated,  # O(N²); Qiu et al. 2025
   'linear': Linear,  # O(N·D²); Katharopoulos et al. 2020

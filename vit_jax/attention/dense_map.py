@@ -1,5 +1,7 @@
 """What the attentions that hold their whole N×M map have in common."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -15,6 +17,7 @@ class DenseMap(Attention):
   field of it is honoured.
 
   Attributes:
+    drops_last: whether dropout comes after `weights`; if not, it is in there.
     dropout_rate: of the attention weights, in training.
   """
 
@@ -22,6 +25,7 @@ class DenseMap(Attention):
   cost = 'N²'
   cross = True
   equivariant = True
+  drops_last: ClassVar[bool] = True
 
   dropout_rate: float = 0.0
 
@@ -61,7 +65,8 @@ class DenseMap(Attention):
     if bias is not None:
       logits = logits + bias.astype(jnp.float32)
     weights = self.weights(logits, keep, train)
-    weights = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
+    if self.drops_last:
+      weights = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
     return mix(weights, v)
 
   def flops(self, n: int, heads: int, width: int) -> float:

@@ -26,6 +26,8 @@ class GPSA(Attention):
   Attributes:
     strength: locality at first; a convolution in the limit.
     gate: λ of each head at first.
+    use_bias: adds a bias of each head to w·r, as the authors' code does; the
+      softmax is unchanged by it.
     dropout_rate: of the attention weights, in training.
   """
 
@@ -36,6 +38,7 @@ class GPSA(Attention):
 
   strength: float = 1.0
   gate: float = 1.0
+  use_bias: bool = False
   dropout_rate: float = 0.0
 
   @nn.compact
@@ -69,7 +72,11 @@ class GPSA(Attention):
     w = w.T[:, None, :, None, None]
     near = both(patch)[:, None]
     near = near if keep is None else near & keep
-    position = softmax_of(w[0] * x + w[1] * y + w[2] * (x**2 + y**2), near)
+    offset = w[0] * x + w[1] * y + w[2] * (x**2 + y**2)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (heads,))
+      offset = offset + bias[None, :, None, None]
+    position = softmax_of(offset, near)
     gate = jax.nn.sigmoid(gate)[None, :, None, None] * patch[:, None, :, None]
     weights = (1 - gate) * content + gate * position
     # A patch without a patch to attend to has lost its gate's share.

@@ -1,37 +1,68 @@
 """Attentions whose heads mix their maps."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from vit_jax import specs
 from vit_jax.attention.decoding import KeyValueCache
 from vit_jax.attention.dense_map import DenseMap
 from vit_jax.attention.weights import softmax_of
 from vit_jax.shapes import Array, Bool, Float
 
 
+def _uniform(key, shape):
+  bound = shape[-1] ** -0.5
+  return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+# How the H×H matrices and the biases [H] start.
+STARTS: dict[str, tuple[Callable, Callable]] = {
+  'identity': (lambda key, shape: jnp.eye(*shape), nn.initializers.zeros),
+  'normal': (nn.initializers.normal(0.02), nn.initializers.zeros),
+  'uniform': (_uniform, _uniform),  # in ±1/√H, PyTorch's convolutions
+}
+
+
 def _mixed(module, name, maps):
-  """Maps times a learned H×H matrix, the identity at first."""
-  heads = maps.shape[1]
-  identity = lambda key, shape: jnp.eye(*shape)  # noqa: E731
-  matrix = module.param(name, identity, (heads, heads))
-  return jnp.einsum('bhnm,hg->bgnm', maps, matrix)
+  """Maps times a learned H×H matrix, and the bias of the same name."""
+  batch, heads, n, m = maps.shape
+  matrix_start, bias_start = specs.lookup(STARTS, module.start, 'start')
+  matrix = module.param(name, matrix_start, (heads, heads))
+  # A product for each example leaves the maps as they lie in memory: on two
+  # CPU cores half the time of an einsum, whose result is transposed.
+  matrix = jnp.broadcast_to(matrix.T[None], (batch, heads, heads))
+  out = jnp.einsum('bgh,bhx->bgx', matrix, maps.reshape(batch, heads, -1))
+  out = out.reshape(batch, heads, n, m)
+  if not module.use_bias:
+    return out
+  bias = module.param(name.replace('kernel', 'bias'), bias_start, (heads,))
+  return out + bias[None, :, None, None]
 
 
 class TalkingHeads(KeyValueCache, DenseMap):
   """(softmax(logits P_l) P_w) V, P over heads, O(N·M). Shazeer et al. 2020.
 
   Both matrices start as the identity, with which it is softmax; the paper
-  draws them. As in CaiT dropout comes after P_w, but P has no bias.
+  draws them. Dropout comes after P_w, as in CaiT, which is
+  'talking_heads(use_bias=True, start="normal")'.
 
   Attributes:
     causal: query i sees keys up to i + M - N.
     dropout_rate: of the mixed weights, in training.
+    use_bias: adds a number to every map after each matrix (CaiT's code).
+    start: of the matrices and biases, a key of `STARTS`: 'identity', 'normal'
+      (deviation .02, CaiT's code) or 'uniform'.
   """
 
   family = 'exact'
   source = 'Shazeer et al. 2020'
 
   causal: bool = False
+  use_bias: bool = False
+  start: str = 'identity'
 
   def weights(
     self,
@@ -59,18 +90,25 @@ class ReAttention(DenseMap):
 
   DeepViT's equation 3. Norm is a BatchNorm of each head's map over examples,
   queries and kept keys; rows of the map no longer sum to 1. Θ starts as the
-  identity. No causal form: the statistics of a batch hold its future.
+  identity; DeepViT's code, a convolution over heads, is
+  'reattention(use_bias=True, start="uniform")'. No causal form: the statistics
+  of a batch hold its future.
 
   Attributes:
     norm: 'batch', whose running mean and variance are in 'batch_stats' and
       move in training; or 'none'.
-    dropout_rate: of the normalised weights, in training.
+    dropout_rate: of the softmax, before Θ, in training, as in DeepViT's code.
+    use_bias: adds a number to every map after Θ.
+    start: of Θ and the bias, as in `TalkingHeads`.
   """
 
   family = 'exact'
   source = 'Zhou et al. 2021 (DeepViT)'
+  drops_last = False
 
   norm: str = 'batch'
+  use_bias: bool = False
+  start: str = 'identity'
 
   def weights(
     self,
@@ -81,7 +119,9 @@ class ReAttention(DenseMap):
     """Regenerates the maps; raises a ValueError for another norm."""
     if self.norm not in ('batch', 'none'):
       raise ValueError(f'norm={self.norm!r}; choices: batch, none')
-    weights = _mixed(self, 'kernel', softmax_of(logits, keep))
+    weights = softmax_of(logits, keep)
+    weights = nn.Dropout(self.dropout_rate)(weights, deterministic=not train)
+    weights = _mixed(self, 'kernel', weights)
     if self.norm == 'batch':
       # momentum and epsilon are PyTorch's, with which it was published
       weights = nn.BatchNorm(

@@ -17,11 +17,16 @@ from vit_jax.shapes import Array, Bool, Float, Int
 
 
 def project(
-  layer: nn.Module, name: str, inputs: Float[Array, 'B N C'], width: int
+  layer: nn.Module,
+  name: str,
+  inputs: Float[Array, 'B N C'],
+  width: int,
+  kernel_init: Callable | None = None,
 ) -> Float[Array, 'B N H D']:
   """One of a layer's named projections, to H heads of D = width / H.
 
   Call it inside the layer's `nn.compact`; `layer` has the fields of `Mixer`.
+  Its kernel starts as `kernel_init`, by default the layer's.
 
   Raises:
     ValueError: num_heads does not divide the width.
@@ -32,7 +37,7 @@ def project(
     )
   return nn.DenseGeneral(
     (layer.num_heads, width // layer.num_heads), use_bias=layer.use_bias,
-    kernel_init=layer.kernel_init, dtype=layer.dtype, name=name,
+    kernel_init=kernel_init or layer.kernel_init, dtype=layer.dtype, name=name,
   )(inputs)  # fmt: skip
 
 
@@ -87,6 +92,7 @@ class MultiHeadDotProductAttention(nn.Module):
     dtype: of the computation; parameters are float32.
     position: builds a `positions.Position`, named `position`, that changes
       queries and keys and may give a bias; see `positions.layer`.
+    value_init: of the kernel of `value`, as [C H·D]; None: kernel_init.
   """
 
   num_heads: int
@@ -101,6 +107,7 @@ class MultiHeadDotProductAttention(nn.Module):
   kernel_init: Callable = nn.initializers.xavier_uniform()
   position: Callable[..., nn.Module] | None = None
   normalize_bias: bool = False
+  value_init: Callable | None = None
 
   @nn.compact
   def __call__(
@@ -124,7 +131,7 @@ class MultiHeadDotProductAttention(nn.Module):
     width = inputs_q.shape[-1]
     q = project(self, 'query', inputs_q, width)
     k = project(self, 'key', inputs_k, width)
-    v = project(self, 'value', inputs_v, width)
+    v = project(self, 'value', inputs_v, width, self.value_init)
     q, k = normalize(self, q, k, self.normalize_bias)
     if self.position is not None:
       q, k, more = self.position(

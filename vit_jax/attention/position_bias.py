@@ -1,13 +1,33 @@
 """Biases of the logits by the offset from query to key."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.attention.base import sized_param
 from vit_jax.attention.places import Position, both, differences, places
 from vit_jax.shapes import Array, Float, Int
+
+
+def table_of_grid(
+  module: Position, name: str, init: Callable, shape: tuple[int, ...]
+) -> Array:
+  """A parameter with an entry for each offset in one grid.
+
+  Raises:
+    ValueError: it was made for another grid.
+  """
+  if module.has_variable('params', name):
+    found = module.get_variable('params', name).shape
+    if found != shape:
+      raise ValueError(
+        f'{type(module).__name__} has a learned {name!r} of shape {found} and '
+        f'now needs {shape}: it belongs to one grid. For another size of '
+        'images load the weights with image_size=…, which resizes it, or take '
+        'a position of any grid: rotary, rotary_mixed, relative_keys, alibi'
+      )
+  return module.param(name, init, shape)
 
 
 class RelativeBias(Position):
@@ -15,7 +35,8 @@ class RelativeBias(Position):
 
   Swin's, eq. 4, over the whole grid; pairs with prefix tokens have three
   entries of their own (prefix to patch, patch to prefix, prefix to prefix), as
-  in BEiT. `table` [2r-1 2c-1 H] belongs to one grid; all entries start at 0.
+  in BEiT. `table` [2r-1 2c-1 H] belongs to one grid (loading weights for
+  another image size resizes it); all entries start at 0.
   """
 
   @nn.compact
@@ -30,7 +51,7 @@ class RelativeBias(Position):
     n, heads = q.shape[1:3]
     row, column, patch = places(self, n, positions)
     rows, columns = self.grid or (1, n - self.prefix)
-    table = sized_param(
+    table = table_of_grid(
       self, 'table', nn.initializers.zeros,
       (2 * rows - 1, 2 * columns - 1, heads),
     )  # fmt: skip
@@ -51,7 +72,7 @@ class DecomposedBias(Position):
 
   MViTv2's, eq. 4: the heads share tables `row` [2r-1 D] and `column` [2c-1 D],
   q is not scaled, and pairs with prefix tokens have no bias. The tables belong
-  to one grid.
+  to one grid; loading weights for another image size resizes them.
   """
 
   @nn.compact
@@ -70,7 +91,7 @@ class DecomposedBias(Position):
     for name, size, place in zip(('row', 'column'), grid, at, strict=True):
       if name == 'row' and self.grid is None:
         continue
-      table = sized_param(
+      table = table_of_grid(
         self, name, nn.initializers.truncated_normal(0.02),
         (2 * size - 1, width),
       )  # fmt: skip
@@ -82,8 +103,11 @@ class RelativeKeys(Position):
   """bias_ij = q_i·w[clip(j - i, -limit, limit)] / √D. Shaw et al. 2018, eq. 5.
 
   On sequences of any length; `table` [2 limit + 1, D] is shared by the heads.
-  The paper's relative values are left out, as its section 4.3 finds them
-  unnecessary.
+  On any grid it is the sum of two, `row` and `column` of the same shape, by the
+  offsets along the rows' and the columns' axis, each clipped: the cross method
+  of Wu et al. 2021 ("Rethinking and Improving Relative Position Encoding for
+  Vision Transformer"); pairs with prefix tokens then have no bias. The paper's
+  relative values are left out, as its section 4.3 finds them unnecessary.
 
   Attributes:
     limit: farthest offset that is told apart.
@@ -98,20 +122,23 @@ class RelativeKeys(Position):
     k: Float[Array, 'B M H D'],
     positions: Int[Array, 'B N'] | None = None,
   ) -> tuple[Array, Array, Float[Array, '#B H N N']]:
-    """A bias [B H N N]; raises a ValueError on a grid."""
+    """A bias [B H N N]."""
     self.check(q, k)
-    if self.grid is not None:
-      raise ValueError(
-        f'relative_keys is for sequences, not for the grid {self.grid}; on a '
-        'grid there is decomposed_bias'
-      )
     width, limit = q.shape[-1], self.limit
-    table = self.param(
-      'table', nn.initializers.xavier_uniform(), (2 * limit + 1, width)
-    )
-    _, column, _ = places(self, q.shape[1], positions)
-    offset = jnp.clip(-differences(column), -limit, limit) + limit
-    return q, k, _along(q * width**-0.5, table, offset)
+    row, column, patch = places(self, q.shape[1], positions)
+    axes = {'table': column}
+    if self.grid is not None:
+      axes = {'row': row, 'column': column}
+    bias = 0.0
+    for name, place in axes.items():
+      table = self.param(
+        name, nn.initializers.xavier_uniform(), (2 * limit + 1, width)
+      )
+      offset = jnp.clip(-differences(place), -limit, limit) + limit
+      bias = bias + _along(q * width**-0.5, table, offset)
+    if self.grid is None:
+      return q, k, bias
+    return q, k, jnp.where(both(patch)[:, None], bias, 0.0)
 
 
 def _along(q, table, index):

@@ -58,7 +58,7 @@ POSITIONS: dict[str, type[Position]] = {
   'rotary_mixed': RotaryMixed,  # Heo et al. 2024
   'relative_bias': RelativeBias,  # Liu et al. 2021, Bao et al. 2021; one grid
   'decomposed_bias': DecomposedBias,  # Li et al. 2022 (MViTv2); one grid
-  'relative_keys': RelativeKeys,  # Shaw et al. 2018; sequences
+  'relative_keys': RelativeKeys,  # Shaw et al. 2018; any length, any grid
   'alibi': ALiBi,  # Press et al. 2021
 }
 

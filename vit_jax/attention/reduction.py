@@ -1,5 +1,7 @@
 """Attention whose keys and values are fewer than the tokens: vision's ways."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,12 @@ class SpatialReduction(Mixer):
     ratio: the paper's R; `ratio` tokens a key without a grid.
     pool: side of the pooled grid, 7 in PVTv2 (`pool` cells without a grid); 0
       reduces by `ratio`.
+    as_code: what the authors' code does where the grid does not fit: tokens in
+      no whole ratio × ratio are left out, not filled up with zeros; a grid of
+      less than pool × pool still gives that many cells, which overlap.
+    reduce_epsilon: of the norm of the reduced tokens; None: epsilon.
+    reduce_init: of the convolution or Dense before it; None: kernel_init of the
+      convolution, linen's default of the Dense.
   """
 
   family = 'memory'
@@ -110,6 +118,9 @@ class SpatialReduction(Mixer):
 
   ratio: int = 2
   pool: int = 0
+  as_code: bool = False
+  reduce_epsilon: float | None = None
+  reduce_init: Callable | None = None
 
   @nn.compact
   def __call__(
@@ -128,12 +139,14 @@ class SpatialReduction(Mixer):
     refuse_other_grid(self, n)
     x = x.astype(self.dtype)
     q = project(self, 'query', x, width)
-    reduced = x
-    windows = Windows(self.grid, self.prefix, n, self.ratio, self.ratio)
+    reduced, windows = x, self._windows(n)
     if self.pool:
       prefix, patches, keep = windows.split(x, key_mask)
       patches, keep = _adaptive(patches, keep, self._cells(windows))
-      patches = nn.Dense(width, dtype=self.dtype, name='reduce')(patches)
+      init = {'kernel_init': self.reduce_init} if self.reduce_init else {}
+      patches = nn.Dense(width, dtype=self.dtype, name='reduce', **init)(
+        patches
+      )
       patches = nn.gelu(self._norm(patches), approximate=False)
       reduced = windows.join(prefix, patches)
       if key_mask is not None:
@@ -141,9 +154,10 @@ class SpatialReduction(Mixer):
         key_mask = jnp.concatenate([key_mask[:, : self.prefix], keep], axis=1)
     elif self.ratio > 1:
       prefix, patches, keep = windows.split(x, key_mask)
-      convolution = windows.convolution(
-        width, 1, dtype=self.dtype, kernel_init=self.kernel_init, name='reduce'
-      )
+      convolution = windows.tiles(
+        width, dtype=self.dtype, name='reduce',
+        kernel_init=self.reduce_init or self.kernel_init,
+      )  # fmt: skip
       reduced = windows.join(prefix, self._norm(convolution(patches)))
       key_mask = windows.key_mask(key_mask)
     k = project(self, 'key', reduced, width)
@@ -152,18 +166,30 @@ class SpatialReduction(Mixer):
     return project_out(self, attend(self, q, k, v, key_mask, train), width)
 
   def _norm(self, x):
+    epsilon = self.epsilon
+    if self.reduce_epsilon is not None:
+      epsilon = self.reduce_epsilon
     return nn.LayerNorm(
-      epsilon=self.epsilon, dtype=self.dtype, name='reduce_ln'
+      epsilon=epsilon, dtype=self.dtype, name='reduce_ln'
     )(x)
 
+  def _windows(self, n: int) -> Windows:
+    # Pooling takes of them only how the tokens lie.
+    ratio = 1 if self.pool else self.ratio
+    return Windows(
+      self.grid, self.prefix, n, ratio, ratio, cover=not self.as_code
+    )
+
   def _cells(self, windows: Windows) -> tuple[int, int]:
+    if self.as_code and self.grid is not None:
+      return self.pool, self.pool
     rows, columns = (min(self.pool, side) for side in windows.shape)
     return rows, columns
 
   def flops(self, n: int, heads: int, width: int) -> float:
     """The projections, the reduction, the logits and the weights times V."""
     channels = heads * width
-    windows = Windows(self.grid, self.prefix, n, self.ratio, self.ratio)
+    windows = self._windows(n)
     out, reduction = windows.out, 2.0 * windows.macs(channels, 1)
     if self.pool:
       out = self._cells(windows)
@@ -178,7 +204,7 @@ class SpatialReduction(Mixer):
 
   def temporary(self, n: int, heads: int, width: int) -> float:
     """Logits and weights, and a few [N C] arrays."""
-    windows = Windows(self.grid, self.prefix, n, self.ratio, self.ratio)
+    windows = self._windows(n)
     out = self._cells(windows) if self.pool else windows.out
     keys = self.prefix + float(np.prod(out))
     return 4.0 * heads * (3 * n * keys + 10 * n * width)
@@ -201,96 +227,3 @@ def _adaptive(patches, keep, cells):
     count = total(keep)
   out = total(patches) / jnp.maximum(count, 1)
   return out.astype(patches.dtype), None if keep is None else count > 0
-
-
-class ConvProjection(Mixer):
-  """Attention with depthwise convolutions before its projections.
-
-  Wu et al. 2021 (CvT), eq. 2 and section 3.3: query, key and value are each
-  project(norm(depthwise convolution of x)); those of keys and values have a
-  stride, O(N²/stride²). Prefix tokens skip the convolutions. Masked tokens are
-  zeros in them.
-
-  Attributes:
-    size: of the convolutions.
-    stride: of keys and values.
-    norm: 'batch' as in the paper: its averages are in the collection
-      'batch_stats', mutable in training, and in training examples depend on
-      each other; 'layer', or 'none'.
-  """
-
-  family = 'memory'
-  published = 'N²/4'
-  cost = 'N²/stride²'
-  source = 'Wu et al. 2021'
-
-  size: int = 3
-  stride: int = 2
-  norm: str = 'batch'
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, 'B N C'],
-    *,
-    key_mask: Bool[Array, 'B N'] | None = None,
-    train: bool = False,
-  ) -> Float[Array, 'B N C']:
-    """Applies the layer.
-
-    Raises:
-      ValueError: tokens that are not the grid's, or an unknown norm.
-    """
-    choices = ('batch', 'layer', 'none')
-    if self.norm not in choices:
-      raise ValueError(f'norm={self.norm!r}; choices: {choices}')
-    n, width = x.shape[1:]
-    refuse_other_grid(self, n)
-    x = x.astype(self.dtype)
-    made = {}
-    for name, stride in (
-      ('query', 1), ('key', self.stride), ('value', self.stride)
-    ):  # fmt: skip
-      windows = Windows(self.grid, self.prefix, n, stride, self.size)
-      prefix, patches, _ = windows.split(x, key_mask)
-      patches = windows.convolution(
-        width, width, use_bias=False, dtype=self.dtype, name=f'{name}_conv'
-      )(patches)
-      keep = windows.key_mask(key_mask)
-      patches = self._norm(f'{name}_norm', windows, patches, keep, train)
-      tokens = windows.join(prefix, patches)
-      made[name] = project(self, name, tokens, width)
-    q, k = normalize(self, made['query'], made['key'])
-    y = attend(self, q, k, made['value'], keep, train)
-    return project_out(self, y, width)
-
-  def _norm(self, name: str, windows: Windows, patches, keep, train: bool):
-    fields = {'epsilon': self.epsilon, 'dtype': self.dtype, 'name': name}
-    if self.norm == 'layer':
-      return nn.LayerNorm(**fields)(patches)
-    if self.norm == 'none':
-      return patches
-    if keep is not None:  # padding is no part of the statistics
-      keep = keep[:, self.prefix :].reshape(-1, *windows.out, 1)
-    # The momentum is that of PyTorch's BatchNorm, which the paper uses.
-    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, **fields)
-    return norm(patches, mask=keep)
-
-  def flops(self, n: int, heads: int, width: int) -> float:
-    """The convolutions, projections, logits and the weights times V."""
-    channels = heads * width
-    full, fewer = (
-      Windows(self.grid, self.prefix, n, s, self.size)
-      for s in (1, self.stride)
-    )
-    keys = self.prefix + float(np.prod(fewer.out))
-    convolutions = full.macs(channels, channels)
-    convolutions += 2 * fewer.macs(channels, channels)
-    projections = 4.0 * (n + keys) * channels**2
-    return projections + 2.0 * convolutions + 4.0 * n * keys * channels
-
-  def temporary(self, n: int, heads: int, width: int) -> float:
-    """Logits and weights, and a few [N C] arrays."""
-    windows = Windows(self.grid, self.prefix, n, self.stride, self.size)
-    keys = self.prefix + float(np.prod(windows.out))
-    return 4.0 * heads * (3 * n * keys + 12 * n * width)

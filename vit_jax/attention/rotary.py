@@ -11,14 +11,24 @@ from vit_jax.shapes import Array, Float, Int
 
 
 def rotate(
-  x: Float[Array, 'B N H D'], angle: Float[Array, '#B N #H P']
-) -> Float[Array, 'B N H D']:
-  """Rotates the P = D/2 pairs of neighbouring channels, in float32."""
-  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-  even, odd = pairs[..., 0], pairs[..., 1]
+  angle: Float[Array, '#B N #H P'], *inputs: Float[Array, 'B N H D']
+) -> tuple[Float[Array, 'B N H D'], ...]:
+  """Rotates the P = D/2 pairs of neighbouring channels, in float32.
+
+  (x, y) becomes (x cos - y sin, y cos + x sin). The barrier keeps XLA from
+  computing sines anew for every example and head, 2 to 5 times as long on a
+  CPU; pairs stay together, which it is fastest with.
+  """
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-  return turned.reshape(x.shape).astype(x.dtype)
+  cos, sin = jax.lax.optimization_barrier(
+    (jnp.stack([cos, cos], axis=-1), jnp.stack([-sin, sin], axis=-1))
+  )
+  turned = []
+  for x in inputs:
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    y = pairs * cos + pairs[..., ::-1] * sin
+    turned.append(y.reshape(x.shape).astype(x.dtype))
+  return tuple(turned)
 
 
 class Rotary(Position):
@@ -63,7 +73,7 @@ class Rotary(Position):
       axis=-1,
     )
     angle = jnp.where(patch[..., None], angle, 0.0)[:, :, None]
-    return rotate(q, angle), rotate(k, angle), None
+    return *rotate(angle, q, k), None
 
 
 class RotaryMixed(Position):
@@ -107,4 +117,4 @@ class RotaryMixed(Position):
       for z in places(self, q.shape[1], positions)
     )
     angle = patch * (column * x[None, None] + row * y[None, None])
-    return rotate(q, angle), rotate(k, angle), None
+    return *rotate(angle, q, k), None

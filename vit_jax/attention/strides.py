@@ -4,13 +4,52 @@ Without a grid they slide over the sequence, as wide as a grid's window has
 rows. The prefix tokens are left as they are.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.attention.depthwise import DepthwiseConv, Padding, Sides
 from vit_jax.attention.weights import logits_of, mixed
 from vit_jax.shapes import Array, Bool, Float
+
+
+class TileConv(nn.Module):
+  """Convolution whose windows are its strides: [B Y X C] → [B y x F].
+
+  Equals `nn.Conv(features, size, size, padding)`, with its parameters, as one
+  matrix product. Negative padding leaves cells out.
+  """
+
+  features: int
+  size: Sides
+  padding: Padding
+  dtype: Any = jnp.float32
+  kernel_init: Callable = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B Y X C']) -> Float[Array, 'B y x F']:
+    """Convolves."""
+    rows, columns = self.size
+    channels = x.shape[-1]
+    kernel = self.param(
+      'kernel', self.kernel_init, (rows, columns, channels, self.features)
+    )
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    x = x.astype(self.dtype)
+    around = [(0, 0), *self.padding, (0, 0)]
+    zero = jnp.zeros((), x.dtype)
+    x = jax.lax.pad(x, zero, [(low, high, 0) for low, high in around])
+    b, height, width, _ = x.shape
+    x = x.reshape(
+      b, height // rows, rows, width // columns, columns, channels
+    ).swapaxes(2, 3)
+    x = x.reshape(*x.shape[:3], rows * columns * channels)
+    kernel = kernel.reshape(-1, self.features).astype(self.dtype)
+    return x @ kernel + bias.astype(self.dtype)[None, None, None]
 
 
 class Windows:
@@ -18,7 +57,8 @@ class Windows:
 
   A window is centred on its cell, as far as the numbers are even; beyond the
   border there is nothing. A cell without an unmasked token has no window, so
-  padding adds none.
+  padding adds none. With cover=False neither has a cell that reaches over the
+  border.
 
   Attributes:
     shape: (rows, columns) of the tokens; (N, 1) for a sequence.
@@ -26,11 +66,13 @@ class Windows:
     out: (rows, columns) of the windows.
   """
 
-  def __init__(self, grid, prefix: int, n: int, stride: int, size: int):
+  def __init__(
+    self, grid, prefix: int, n: int, stride: int, size: int, cover: bool = True
+  ):
     """Of `n` tokens, with `grid` and `prefix` as in `Attention`.
 
     Raises:
-      ValueError: a stride below 1 or a size below the stride.
+      ValueError: a stride below 1, a size below the stride, or no window.
     """
     if not 1 <= stride <= size:
       raise ValueError(
@@ -42,14 +84,21 @@ class Windows:
     self.stride, self.size = ([s if i else 1 for i in sides]
                               for s in (stride, size))  # fmt: skip
     self.out = tuple(
-      -(-n // s) for n, s in zip(self.shape, self.stride, strict=True)
+      -(-n // s) if cover else n // s
+      for n, s in zip(self.shape, self.stride, strict=True)
     )
+    if not cover and not all(self.out):
+      raise ValueError(
+        f'a grid of {self.shape[0]}×{self.shape[1]} tokens has no whole cell '
+        f'of {self.stride[0]}×{self.stride[1]}'
+      )
     self.padding = []
     for n, out, s, w in zip(
       self.shape, self.out, self.stride, self.size, strict=True
     ):
       before = (w - s + 1) // 2
-      self.padding.append((before, max(0, (out - 1) * s + w - before - n)))
+      after = (out - 1) * s + w - before - n
+      self.padding.append((before, after if w == s else max(0, after)))
 
   def split(
     self, x: Float[Array, 'B N F'], key_mask: Bool[Array, 'B N'] | None
@@ -82,18 +131,25 @@ class Windows:
       for n, out, s in zip(self.shape, self.out, self.stride, strict=True)
     ]
     cells = key_mask[:, self.prefix :].reshape(-1, *self.shape)
-    cells = jnp.pad(cells, ((0, 0), *fill)).reshape(
+    around = [(0, 0, 0), *((low, high, 0) for low, high in fill)]
+    cells = jax.lax.pad(cells, jnp.zeros((), bool), around).reshape(
       -1, self.out[0], self.stride[0], self.out[1], self.stride[1]
     )
     cells = cells.any((2, 4)).reshape(key_mask.shape[0], -1)
     return jnp.concatenate([key_mask[:, : self.prefix], cells], axis=1)
 
-  def convolution(self, features: int, groups: int, **fields) -> nn.Module:
-    """A convolution of the windows, to call on [B rows columns F]."""
-    return nn.Conv(
-      features, tuple(self.size), tuple(self.stride), self.padding,
-      feature_group_count=groups, **fields,
-    )  # fmt: skip
+  def depthwise(self, **fields) -> DepthwiseConv:
+    """A convolution of each channel, to call on [B rows columns F]."""
+    return DepthwiseConv(
+      tuple(self.size), tuple(self.stride), tuple(self.padding), **fields
+    )
+
+  def tiles(self, features: int, **fields) -> TileConv:
+    """A convolution of windows that do not overlap, size = stride."""
+    assert self.size == self.stride
+    return TileConv(
+      features, tuple(self.size), tuple(self.padding), **fields
+    )
 
   def pool(self, patches: Array, keep: Array | None, method: str) -> Array:
     """The 'average' or 'max' of each window's unmasked tokens.
@@ -146,8 +202,8 @@ def pool_heads(
     if key_mask is not None:
       key_mask = jnp.repeat(key_mask, heads, axis=0)
     prefix, patches, _ = windows.split(x, key_mask)
-    patches = windows.convolution(
-      width, width, use_bias=False, dtype=x.dtype, name=name
+    patches = windows.depthwise(
+      use_bias=False, dtype=x.dtype, name=name
     )(patches)
     out = windows.join(prefix, patches)
     return out.reshape(batch, heads, -1, width).swapaxes(1, 2)

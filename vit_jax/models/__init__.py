@@ -5,14 +5,44 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax import specs
+from vit_jax.models.cait import CaiT
+from vit_jax.models.convit import ConViT
+from vit_jax.models.cpvt import CPVT
+from vit_jax.models.cvt import ConvolutionalVisionTransformer
+from vit_jax.models.deepvit import DeepViT
+from vit_jax.models.compact import CompactTransformer
 from vit_jax.models.deit import DeiT
 from vit_jax.models.mixer import MlpMixer
+from vit_jax.models.mvit import MViT
+from vit_jax.models.pvt import PyramidVisionTransformer
+from vit_jax.models.pvt_v2 import PyramidVisionTransformerV2
+from vit_jax.models.resnet_classifier import ResNetClassifier
+from vit_jax.models.rope import RotaryViT
+from vit_jax.models.swin import SwinTransformer
+from vit_jax.models.tnt import TNT
+from vit_jax.models.twins import Twins
 from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.xcit import XCiT
 
 MODELS: dict[str, type[nn.Module]] = {
   'vit': VisionTransformer,  # Dosovitskiy et al. 2021; hybrids too
   'deit': DeiT,  # Touvron et al. 2021, 2022
+  'cpvt': CPVT,  # Chu et al. 2021
+  'rope': RotaryViT,  # Heo et al. 2024
+  'convit': ConViT,  # d'Ascoli et al. 2021
+  'mvit': MViT,  # Li et al. 2022, MViTv2
+  'xcit': XCiT,  # El-Nouby et al. 2021
+  'deepvit': DeepViT,  # Zhou et al. 2021
+  'cait': CaiT,  # Touvron et al. 2021
+  'tnt': TNT,  # Han et al. 2021
+  'pvt': PyramidVisionTransformer,  # Wang et al. 2021
+  'pvt_v2': PyramidVisionTransformerV2,  # Wang et al. 2022
+  'cvt': ConvolutionalVisionTransformer,  # Wu et al. 2021
   'mixer': MlpMixer,  # Tolstikhin et al. 2021
+  'resnet': ResNetClassifier,  # He et al. 2016
+  'compact': CompactTransformer,  # Hassani et al. 2021
+  'swin': SwinTransformer,  # Liu et al. 2021
+  'twins': Twins,  # Chu et al. 2021
 }
 
 
@@ -45,4 +75,9 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
     ) from e
 
 
-__all__ = ['MODELS', 'DeiT', 'MlpMixer', 'VisionTransformer', 'build']
+__all__ = [
+  'MODELS', 'CPVT', 'CaiT', 'CompactTransformer',
+  'ConvolutionalVisionTransformer', 'DeepViT', 'DeiT', 'MlpMixer',
+  'PyramidVisionTransformer', 'PyramidVisionTransformerV2', 'ResNetClassifier',
+  'RotaryViT', 'SwinTransformer', 'TNT', 'Twins', 'VisionTransformer', 'build',
+]  # fmt: skip

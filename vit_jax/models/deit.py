@@ -16,7 +16,8 @@ def _variants() -> dict[str, dict[str, Any]]:
   }
   third = {
     f'III-{size}/{patch}': {
-      **fields(size, patch), 'layer_scale': 1e-4, 'prefix_positions': 0
+      **fields(size, patch), 'layer_scale': 1e-4, 'prefix_positions': 0,
+      'drop_path_rule': 'uniform',
     }
     for size, patch in (('S', 16), ('B', 16), ('L', 16), ('H', 14))
   }  # fmt: skip
@@ -31,8 +32,8 @@ class DeiT(VisionTransformer):
   of its own. Touvron et al. 2021, section 4.
 
   Sizes: `VARIANTS`, 'Ti/16', 'S/16', 'B/16', each '…-distilled' too, and
-  DeiT-III's 'III-S/16' to 'III-H/14', with LayerScale and a class token
-  without position.
+  DeiT-III's 'III-S/16' to 'III-H/14', with LayerScale, a class token without
+  position, and one drop-path rate for all blocks.
 
   Attributes:
     distilled: whether there is a distillation token, after the class token.
@@ -83,7 +84,7 @@ class DeiT(VisionTransformer):
     """
     if not self.distilled:
       raise ValueError('heads are two only with distilled=True')
-    tokens, grid = self.embed(images)
+    tokens, grid = self.embed(images, train)
     x, _ = self.encode(tokens, grid, train)
     return self._both(x)
 

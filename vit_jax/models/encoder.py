@@ -13,12 +13,25 @@ import jax.numpy as jnp
 
 from vit_jax import attention as attentions
 from vit_jax import layers, specs
+from vit_jax.models.conditional import ConditionalPosition
 from vit_jax.models.initialization import initializers
 from vit_jax.shapes import Array, Float
 
 
+NORM_PLACEMENTS = ('pre', 'post')
+# The rate of each block's branches, from that of the last one: growing with the
+# depth (Huang et al. 2016), or the same (Touvron et al. 2021, 2022).
+DROP_PATHS = {
+  'linear': lambda rate, i, count: rate * i / max(count - 1, 1),
+  'uniform': lambda rate, i, count: rate,
+}
+
+
 class Encoder1DBlock(nn.Module):
   """x + attention(norm(x)), then x + MLP(norm(x)); [B N C] → [B N C].
+
+  With norm_placement='post', norm(x + attention(x)), then norm(x + MLP(x)), as
+  Vaswani et al. 2017, section 3.1.
 
   Attributes:
     attention: builds the attention layer; see `vit_jax.attention.layer`.
@@ -26,6 +39,7 @@ class Encoder1DBlock(nn.Module):
     drop_path_rate: of both branches, in training.
     layer_scale: initial LayerScale of both branches; None has none.
     initialization: of the MLP; the attention brings its own.
+    norm_placement: 'pre' or 'post'.
   """
 
   mlp_dim: int
@@ -43,27 +57,37 @@ class Encoder1DBlock(nn.Module):
   epsilon: float = 1e-6
   dtype: Any = jnp.float32
   initialization: str = 'original'
+  norm_placement: str = 'pre'
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'B N C'], train: bool = False
   ) -> Float[Array, 'B N C']:
     """Applies the block; positional `train` so that nn.remat can fix it."""
-    y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
+    if self.norm_placement not in NORM_PLACEMENTS:
+      raise ValueError(
+        f'norm_placement={self.norm_placement!r}; choices: '
+        f'{", ".join(NORM_PLACEMENTS)}'
+      )
+    pre = self.norm_placement == 'pre'
+    first, second = (
+      nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype) for _ in range(2)
+    )
     y = self.attention(
       num_heads=self.num_heads, grid=self.grid, prefix=self.prefix,
       use_bias=self.qkv_bias, normalize_qk=self.qk_norm,
       dropout_rate=self.attention_dropout_rate, epsilon=self.epsilon,
       dtype=self.dtype, name='MultiHeadDotProductAttention_0',
-    )(y, train=train)  # fmt: skip
+    )(first(x) if pre else x, train=train)  # fmt: skip
     x = x + self._branch(y, 0, train)
-    y = nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(x)
+    x = x if pre else first(x)
     start = initializers(self.initialization)
     y = layers.MlpBlock(
       self.mlp_dim, self.dropout_rate, self.gelu, self.dtype, start.kernel,
       start.bias,
-    )(y, train)  # fmt: skip
-    return x + self._branch(y, 1, train)
+    )(second(x) if pre else x, train)  # fmt: skip
+    x = x + self._branch(y, 1, train)
+    return x if pre else second(x)
 
   def _branch(self, y, index: int, train: bool):
     if index == 0:  # the MLP drops its own output
@@ -93,13 +117,17 @@ class Encoder(nn.Module):
     position_resize: how the table is resized, see `layers.resize_positions`.
     attention_position: positions inside every attention, specs of
       `vit_jax.attention.positions`.
-    drop_path_rate: of the last block; it grows linearly from 0 at the first.
+    drop_path_rate: of the last block.
     patch_dropout_rate: share of patch tokens left out in training, after the
       positions (Liu et al. 2022, "PatchDropout").
     remat: recompute each block in the backward pass, to save memory.
-    final_norm: whether the output passes `encoder_norm`.
+    final_norm: whether the output passes `encoder_norm`; behind post-norm
+      blocks, which end in a norm of their own, there is none.
     qk_norm_bias: whether the norms of queries and keys have biases.
     initialization: a key of `initialization.INITIALIZATIONS`.
+    conditional: after how many of the blocks, the first, there is a
+      `ConditionalPosition`; it belongs to the output of its block.
+    drop_path_rule: a key of `DROP_PATHS`, how the rate grows to the last one's.
     Others as in `Encoder1DBlock`.
   """
 
@@ -125,6 +153,9 @@ class Encoder(nn.Module):
   final_norm: bool = True
   qk_norm_bias: bool = False
   initialization: str = 'original'
+  norm_placement: str = 'pre'
+  conditional: int = 0
+  drop_path_rule: str = 'linear'
 
   @nn.compact
   def __call__(
@@ -142,9 +173,9 @@ class Encoder(nn.Module):
       through the final norm if there is one.
 
     Raises:
-      ValueError: no such block in `collect`, positions inside attention
-        without the grid that patch dropout takes away, or a layer that has no
-        place for a field.
+      ValueError: no such block in `collect`, positions inside attention or
+        conditional ones without the grid that patch dropout takes away, or a
+        layer that has no place for a field.
     """
     check_blocks(collect, self.num_layers)
     start = initializers(self.initialization)
@@ -155,10 +186,10 @@ class Encoder(nn.Module):
       )(x, grid, prefix)
     x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
     if train and self.patch_dropout_rate:
-      if self.attention_position:
+      if self.attention_position or self.conditional:
         raise ValueError(
           f'patch_dropout_rate={self.patch_dropout_rate} leaves no grid for '
-          f'the positions inside attention, {self.attention_position!r}'
+          f'the positions {self.attention_position or "conditional"!r}'
         )
       x, grid = self._drop_patches(x, prefix), None
     # train is argument 2, counted from self: static under rematerialisation.
@@ -167,6 +198,7 @@ class Encoder(nn.Module):
       if self.remat
       else Encoder1DBlock
     )
+    rate = specs.lookup(DROP_PATHS, self.drop_path_rule, 'drop_path_rule')
     outputs = []
     chosen = attentions.layers(self.attention, self.num_layers)
     for i, attention in enumerate(chosen):
@@ -176,14 +208,18 @@ class Encoder(nn.Module):
         mlp_dim=self.mlp_dim, num_heads=self.num_heads, attention=attention,
         grid=grid, prefix=prefix, dropout_rate=self.dropout_rate,
         attention_dropout_rate=self.attention_dropout_rate,
-        drop_path_rate=self.drop_path_rate * i / max(self.num_layers - 1, 1),
+        drop_path_rate=rate(self.drop_path_rate, i, self.num_layers),
         layer_scale=self.layer_scale, qkv_bias=self.qkv_bias,
         qk_norm=self.qk_norm, gelu=self.gelu, epsilon=self.epsilon,
         dtype=self.dtype, initialization=self.initialization,
-        name=f'encoderblock_{i}',
+        norm_placement=self.norm_placement, name=f'encoderblock_{i}',
       )(x, train)  # fmt: skip
+      if i < self.conditional:
+        x = ConditionalPosition(prefix, self.dtype, name=f'conditional_{i}')(
+          x, grid
+        )
       outputs.append(x)
-    if not self.final_norm:
+    if not self.final_norm or self.norm_placement == 'post':
       return x, tuple(outputs[i] for i in collect)
     norm = nn.LayerNorm(
       epsilon=self.epsilon, dtype=self.dtype, name='encoder_norm'

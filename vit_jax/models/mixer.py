@@ -95,6 +95,8 @@ class MlpMixer(nn.Module):
     }.items()
   }  # fmt: skip
 
+  prefix: ClassVar[int] = 0  # no tokens before the patches
+
   @property
   def stride(self) -> int:
     """Pixels a token."""

@@ -6,34 +6,16 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax import attention as attentions
-from vit_jax import layers, specs
+from vit_jax import layers
 from vit_jax.models import resnet as resnets
+from vit_jax.models import stems
 from vit_jax.models.encoder import Encoder, Encoder1DBlock, MAPHead
 from vit_jax.models.initialization import initializers
+from vit_jax.models.positions import split_position
 from vit_jax.models.sizes import SIZES, variants
 from vit_jax.shapes import Array, Float
 
 CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
-POSITIONS = ('learned', 'sincos2d', 'none')  # added to the tokens
-
-
-def split_position(text: str) -> tuple[str, str]:
-  """'learned, rotary' → ('learned', 'rotary'): added, and inside attention.
-
-  Raises:
-    ValueError: an unknown spec, or not at most one that is added.
-  """
-  found = specs.parse(text)
-  inside = attentions.positions.POSITIONS
-  added = [str(s) for s in found if s.name not in inside]
-  rest = [str(s) for s in found if s.name in inside]
-  if not found or len(added) > 1 or not set(added) <= set(POSITIONS):
-    raise ValueError(
-      f'position={text!r}; choices: {", ".join(POSITIONS)}, and after a comma '
-      f'or alone, inside attention: {", ".join(inside)}'
-    )
-  return (added or ['none'])[0], ', '.join(rest)
 
 
 class VisionTransformer(nn.Module):
@@ -57,11 +39,14 @@ class VisionTransformer(nn.Module):
     representation_size: adds Dense → tanh (`pre_logits`) before the head.
     norm_after_pooling: LayerNorm `fc_norm` of what is pooled in place of
       `Transformer/encoder_norm`; `features` are then the blocks' raw outputs.
-    position: 'learned', 'sincos2d' (fixed) or 'none' for what is added to the
-      tokens; and, alone or after a comma, specs of
+    position: 'learned', 'sincos2d', 'sincos1d' (fixed; the latter counts the
+      patches row by row) or 'none' for what is added to the tokens; and, alone
+      or after commas, 'conditional', a `ConditionalPosition` after the first
+      block, or after the first n blocks as 'conditional(count=n)'; and specs of
       `vit_jax.attention.positions` that act inside every attention: 'learned,
-      relative_bias', 'rotary'. Those with a table ('relative_bias',
-      'decomposed_bias') take the grid of the images at init and no other.
+      relative_bias', 'rotary'. Those with a table of one grid
+      ('relative_bias', 'decomposed_bias') take the grid of the images at init
+      and no other, until `pretrained.change` resizes them; all others take any.
     position_resize: how the learned table is resized to another grid; see
       `layers.resize_positions`.
     prefix_positions: how many of the tokens before the patches, the first, have
@@ -69,10 +54,16 @@ class VisionTransformer(nn.Module):
     num_registers: learned tokens after the class token (Darcet et al. 2023).
     attention: see `Encoder`.
     qk_norm_bias: whether the norms of `qk_norm` have biases, as timm's.
+    stem: a spec of `stems.STEMS`, what turns images into tokens: 'patches',
+      'conv(widths=(24, 48, 96, 192))', 'residual(widths=…)', 'spt' or
+      'tokenizer'; `patch_size` is their pixels a token.
     resnet: units of each stage of the `ResNet` in front; () is its root alone;
       None is none.
     resnet_width, resnet_convention: its width and where its ε go.
     feature_layers: blocks whose maps `features` returns; negative from the end.
+    norm_placement: 'pre', or 'post' for blocks that normalise after each
+      addition; then there is no `Transformer/encoder_norm`.
+    drop_path_rule: 'linear' from 0 at the first block, or 'uniform'.
     head_bias: initial bias of the head (-log K suits sigmoid losses).
     initialization: 'original', or 'truncated' as DeiT's.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
@@ -114,6 +105,9 @@ class VisionTransformer(nn.Module):
   feature_layers: tuple[int, ...] = (-1,)
   remat: bool = False
   dtype: Any = 'float32'
+  norm_placement: str = 'pre'
+  drop_path_rule: str = 'linear'
+  stem: str = 'patches'
 
   VARIANTS: ClassVar[dict[str, dict[str, Any]]] = variants()
 
@@ -173,7 +167,13 @@ class VisionTransformer(nn.Module):
         f'prefix_positions={self.prefix_positions} must be in [0, '
         f'{self.prefix}], the tokens before the patches'
       )
-    if self.prefix_positions and split_position(self.position)[0] != 'learned':
+    position = split_position(self.position)
+    if position.conditional > self.num_layers:
+      raise ValueError(
+        f'position={self.position!r} has {position.conditional} blocks before '
+        f'a convolution; there are {self.num_layers} blocks'
+      )
+    if self.prefix_positions and position.added != 'learned':
       raise ValueError(
         f'prefix_positions={self.prefix_positions} needs a learned position; '
         f'position={self.position!r}'
@@ -191,22 +191,27 @@ class VisionTransformer(nn.Module):
         f'resnet_width={given[0]}, resnet_convention={given[1]!r} need resnet: '
         'the number of units of each stage, () for the root alone'
       )
+    if self.resnet is not None and self.stem != 'patches':
+      raise ValueError(
+        f'stem={self.stem!r} and resnet={self.resnet}: a hybrid embeds patches '
+        "of its ResNet's map, stem='patches'"
+      )
 
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
     self._check()
-    added, inside = split_position(self.position)
+    position = split_position(self.position)
     dtype, width = jnp.dtype(self.dtype), self.hidden_size
     start = initializers(self.initialization)
     table_grid = layers.grid_of(self.image_size, self.stride)
     if self.resnet is not None:
-      self.stem = resnets.ResNet(
+      self.backbone = resnets.ResNet(
         self.resnet, self.resnet_width, self.resnet_convention, self.remat,
         dtype,
       )  # fmt: skip
-      nn.share_scope(self, self.stem)  # its parameters lie at the top
-    self.embedding = layers.PatchEmbedding(
-      width, self.patch_size, dtype, start.patches
+      nn.share_scope(self, self.backbone)  # its parameters lie at the top
+    self.embedding = stems.build(
+      self.stem, width, self.patch_size, dtype, start
     )
     if self.has_class_token:
       self.cls = self.param('cls', start.token, (1, 1, width))
@@ -216,11 +221,13 @@ class VisionTransformer(nn.Module):
       )
     self.Transformer = Encoder(
       self.num_layers, self.mlp_dim, self.num_heads, self.attention,
-      table_grid if added == 'learned' else None, self.learned_prefix,
+      table_grid if position.added == 'learned' else None, self.learned_prefix,
       self.dropout_rate, self.attention_dropout_rate, self.drop_path_rate,
       self.patch_dropout_rate, self.layer_scale, self.qkv_bias, self.qk_norm,
-      self.gelu, self.epsilon, self.remat, dtype, inside, self.position_resize,
-      not self.norm_after_pooling, self.qk_norm_bias, self.initialization,
+      self.gelu, self.epsilon, self.remat, dtype, position.inside,
+      self.position_resize, not self.norm_after_pooling, self.qk_norm_bias,
+      self.initialization, self.norm_placement, position.conditional,
+      self.drop_path_rule,
     )  # fmt: skip
     if self.classifier == 'map':
       self.MAPHead_0 = MAPHead(
@@ -254,21 +261,24 @@ class VisionTransformer(nn.Module):
     self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> Float[Array, '...']:
     """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images)
+    tokens, grid = self.embed(images, train)
     x, _ = self.encode(tokens, grid, train)
     return self.head(x, train)
 
   def embed(
-    self, images: Float[Array, 'B Y X I']
+    self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
     """Tokens, prefix first and without learned positions, and their grid."""
     grid = layers.grid_of(images.shape[1:3], self.stride)
     if self.resnet is not None:
-      images = self.stem(images)
-    x = self.embedding(images)
+      images = self.backbone(images)
+    x = self.embedding(images, train)
     batch, _, width = x.shape
-    if split_position(self.position)[0] == 'sincos2d':
+    added = split_position(self.position).added
+    if added == 'sincos2d':
       x = x + jnp.asarray(layers.sincos2d(grid, width), x.dtype)
+    elif added == 'sincos1d':
+      x = x + jnp.asarray(layers.sincos1d(x.shape[1], width), x.dtype)
     prefix = [
       jnp.broadcast_to(p.astype(x.dtype), (batch, p.shape[1], width))
       for p in self._prefix_tokens()
@@ -316,7 +326,7 @@ class VisionTransformer(nn.Module):
         'features(train=True) needs a whole grid of patches: set '
         f'patch_dropout_rate=0 (it is {self.patch_dropout_rate})'
       )
-    tokens, grid = self.embed(images)
+    tokens, grid = self.embed(images, train)
     _, outputs = self.encode(tokens, grid, train, self.feature_layers)
     return tuple(
       x[:, self.prefix :].reshape(-1, *grid, self.hidden_size)

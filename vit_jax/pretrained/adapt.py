@@ -17,13 +17,17 @@ from vit_jax.shapes import Array, Float
 
 # Fields that a loaded architecture may change; the rest is the checkpoint's.
 OVERRIDES = (
-  'num_classes', 'attention', 'image_size', 'patch_size', 'position_resize',
+  'num_classes', 'attention', 'image_size', 'patch_size', 'window_size',
+  'position_resize',
   'dropout_rate', 'attention_dropout_rate', 'drop_path_rate',
   'patch_dropout_rate', 'remat', 'dtype',
 )  # fmt: skip
 
 HEAD = re.compile(r'params/head(_dist)?/')
 KERNEL = '/attend/'  # an attention's own; they depend on its options and N
+# Entries for the offsets in one grid, of relative or decomposed biases.
+OFFSETS = re.compile(r'/position/(\w+/)?(table|row|column)$')
+WINDOW = re.compile(r'/stage_(\d+)/.*/attend/relative_bias$')  # Swin's own
 
 
 def check_overrides(overrides: Mapping[str, Any], where: str) -> None:
@@ -42,10 +46,13 @@ def change(found: base.Pretrained, **overrides: Any) -> base.Pretrained:
   Args:
     found: a loaded model.
     **overrides: of `OVERRIDES`. Another num_classes starts with a new head and
-      drops the labels; another image_size resizes the position table, by the
-      rule `position_resize`, and the sizes in the preprocessing; another
-      patch_size resizes the patch embedding by pseudo-inverse; the parameters
-      of another attention are initialised.
+      drops the labels; another image_size resizes the position table and those
+      of biases by offset, by the rule `position_resize` (Swin's for the latter
+      is 'bicubic_torch'), and the sizes in the preprocessing; another
+      patch_size resizes the patch embedding by pseudo-inverse; other windows
+      of Swin, by window_size or image_size, resize their tables of biases
+      (bicubic; Liu et al. 2021, section 3.2); the parameters of another
+      attention are initialised.
 
   Raises:
     ValueError: a field that may not change, or a weight that cannot follow.
@@ -90,12 +97,16 @@ def adapt(
       anew.append(name)
     elif name.endswith('/pos_embedding'):
       # Also where the shapes are equal: 2 × 8 cells are not 4 × 4.
-      out[name] = _resize_table(source[name], old, new)
+      out[name] = _resize_table(name, source[name], old, new)
+    elif WINDOW.search(name) and _same_windows(old, new):
+      out[name] = _resize_window(name, source[name], old, new)
     elif source[name].shape == like.shape:
       out[name] = source[name]
     elif name == 'params/embedding/kernel':
       size = layers.pair(new.patch_size)
       out[name] = resize_patches(source[name], size)
+    elif OFFSETS.search(name):
+      out[name] = _resize_offsets(source[name], like.shape, new)
     elif HEAD.match(name) or KERNEL in name:
       anew.append(name)
     else:
@@ -127,8 +138,21 @@ def _initial(
   return jax.jit(initial)(jax.random.key(0))
 
 
-def _resize_table(table: Array, old: nn.Module, new: nn.Module) -> Array:
-  grids = [layers.grid_of(m.image_size, m.stride) for m in (old, new)]
+def _resize_table(
+  name: str, table: Array, old: nn.Module, new: nn.Module
+) -> Array:
+  """The cells of a position table, after those of tokens before the grid.
+
+  A model with tables of several grids declares `position_strides`: the pixels
+  a cell, by the name of the table.
+  """
+  name = name.removeprefix('params/')
+  strides = [
+    m.position_strides[name] if hasattr(m, 'position_strides') else m.stride
+    for m in (old, new)
+  ]
+  sizes = [m.image_size for m in (old, new)]
+  grids = list(map(layers.grid_of, sizes, strides))
   if grids[0] == grids[1]:
     return table
   learned = table.shape[1] - grids[0][0] * grids[0][1]
@@ -136,6 +160,38 @@ def _resize_table(table: Array, old: nn.Module, new: nn.Module) -> Array:
     table[:, learned:], *grids, new.position_resize
   )
   return jnp.concatenate([table[:, :learned], cells], axis=1)
+
+
+def _resize_offsets(
+  table: Array, shape: tuple[int, ...], new: nn.Module
+) -> Array:
+  """Entries [2r-1 2c-1 H], or [2r-1 D] of one axis, for another grid."""
+  old = (*table.shape[:-1], 1)[:2]
+  out = layers.resize_positions(
+    table.reshape(1, -1, shape[-1]), old, (*shape[:-1], 1)[:2],
+    new.position_resize,
+  )  # fmt: skip
+  return out.reshape(shape)
+
+
+def _same_windows(old: nn.Module, new: nn.Module) -> bool:
+  """Whether both are Swins with the published attention."""
+  return (
+    isinstance(old, models.SwinTransformer)
+    and isinstance(new, models.SwinTransformer)
+    and old.attention == new.attention == 'swin'
+  )
+
+
+def _resize_window(
+  name: str, table: Array, old: nn.Module, new: nn.Module
+) -> Array:
+  """Entries [(2r-1)·(2c-1) H] for windows of another size."""
+  stage = int(WINDOW.search(name)[1])
+  grids = [
+    tuple(2 * side - 1 for side in m.table_window(stage)) for m in (old, new)
+  ]
+  return layers.resize_positions(table[None], *grids, 'bicubic_torch')[0]
 
 
 def resize_patches(

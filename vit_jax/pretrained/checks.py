@@ -14,7 +14,12 @@ LAYERS = 2**10
 SIZE = 2**20  # of any other whole number
 POSITIVE = (
   'patch_size', 'image_size', 'hidden_size', 'num_heads', 'mlp_dim',
-  'tokens_mlp_dim', 'channels_mlp_dim', 'hidden_sizes',
+  'tokens_mlp_dim', 'channels_mlp_dim', 'hidden_sizes', 'inner_size',
+  'inner_heads', 'word_stride',
+)  # fmt: skip
+COUNTS = ('num_layers', 'num_class_layers', 'resnet', 'depths')  # of blocks
+SPECS = (
+  'attention', 'class_attention', 'inner_attention', 'position', 'stem',
 )  # fmt: skip
 TEXT = 4000  # letters of specs
 DTYPES = ('float32', 'bfloat16', 'float16')  # to compute in
@@ -44,7 +49,7 @@ def check_sizes(where: str, config: Mapping[str, Any], variables: int) -> None:
   """
   for name, value in config.items():
     numbers = list(_numbers(where, name, value))
-    if name in ('num_layers', 'resnet', 'depths'):
+    if name in COUNTS:
       bounded(where, name, sum(numbers), min(LAYERS, variables), low=0)
     for number in numbers:
       low = 1 if name in POSITIVE else -SIZE
@@ -55,7 +60,7 @@ def _numbers(where: str, name: str, value: Any) -> Iterator[int]:
   if isinstance(value, tuple | list):
     for item in value:
       yield from _numbers(where, name, item)
-  elif isinstance(value, str) and name in ('attention', 'position'):
+  elif isinstance(value, str) and name in SPECS:
     for spec in parse(where, name, value):
       for option in spec.options.values():
         yield from _numbers(where, name, option)

@@ -12,6 +12,11 @@ import numpy as np
 from vit_jax.pretrained import base, convert
 
 Arrays = Mapping[str, np.ndarray]
+# Hugging Face's words for the forms of `layers.GELUS`.
+GELUS = {
+  'gelu': 'exact', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh',
+  'quick_gelu': 'quick',
+}  # fmt: skip
 Table = Callable[[nn.Module], list[convert.Pair]]
 
 
@@ -31,6 +36,8 @@ class Timm(NamedTuple):
     heads: names of the classifiers.
     dropped: regular expressions of arrays that nobody needs; the counts of
       PyTorch's BatchNorm are known.
+    any_size: whether timm's models take images of any size, so that nothing but
+      the preprocessing says which.
   """
 
   names: str
@@ -43,6 +50,7 @@ class Timm(NamedTuple):
   first: tuple[str, ...]
   heads: tuple[str, ...] = ('head',)
   dropped: tuple[str, ...] = ()
+  any_size: bool = False
 
 
 class HuggingFace(NamedTuple):

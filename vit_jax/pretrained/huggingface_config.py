@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax import layers, models, specs
 from vit_jax.pretrained import base, families, steps
+from vit_jax.pretrained.family import GELUS
 
 ARCHITECTURES = {  # by model_type
   'vit': ('ViTModel', 'ViTForImageClassification'),
@@ -27,7 +28,6 @@ DEFAULTS = {
   'num_channels': 3, 'qkv_bias': True, 'pooler_act': 'tanh',
   'num_labels': None, 'id2label': None, 'head_dim': None, 'pruned_heads': None,
 }  # fmt: skip
-GELUS = {'gelu': 'exact', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh'}
 
 # Fields of a model that a folder holds, or that change no logits: how it is
 # trained, begins, computes, and takes images of another size. Any other must be
@@ -36,8 +36,8 @@ FREE = (
   'name', 'parent', 'num_classes', 'patch_size', 'hidden_size', 'num_layers',
   'num_heads', 'mlp_dim', 'image_size', 'representation_size', 'qkv_bias',
   'gelu', 'epsilon', 'dropout_rate', 'attention_dropout_rate',
-  'drop_path_rate', 'patch_dropout_rate', 'head_bias', 'initialization',
-  'remat', 'dtype', 'feature_layers', 'position_resize',
+  'drop_path_rate', 'drop_path_rule', 'patch_dropout_rate', 'head_bias',
+  'initialization', 'remat', 'dtype', 'feature_layers', 'position_resize',
 )  # fmt: skip
 # Fields that say which tokens there are.
 TOKENS = ('class_token', 'num_registers', 'prefix_positions', 'distilled')

@@ -36,8 +36,29 @@ PROCESSORS = {
     'image_mean': [0.48145466, 0.4578275, 0.40821073],
     'image_std': [0.26862954, 0.26130258, 0.27577711],
   },
+  'Pvt': {  # with the mean and standard deviation of ImageNet
+    **_VIT, 'resample': 3, 'image_mean': [0.485, 0.456, 0.406],
+    'image_std': [0.229, 0.224, 0.225],
+  },
+  # Below WARPED pixels the shorter side to ⌊size / crop_pct⌋ and the centre,
+  # from there on both sides to the size.
+  'ConvNext': {
+    'do_resize': True, 'size': {'shortest_edge': 384}, 'resample': 3,
+    'crop_pct': 224 / 256, 'do_rescale': True, 'rescale_factor': 1 / 255,
+    'do_normalize': True, 'image_mean': 0.5, 'image_std': 0.5,
+  },
 }  # fmt: skip
-OF_MODEL = {'vit': 'ViT', 'deit': 'DeiT'}  # where a file names no processor
+WARPED = 384
+# Where a file names no processor, by model_type.
+OF_MODEL = {
+  'vit': 'ViT',
+  'deit': 'DeiT',
+  'resnet': 'ConvNext',
+  'swin': 'ViT',
+  'pvt': 'Pvt',
+  'pvt_v2': 'Pvt',
+  'cvt': 'ConvNext',
+}
 ENDINGS = (
   'ImageProcessor', 'ImageProcessorFast', 'ImageProcessorPil',
   'FeatureExtractor',
@@ -76,7 +97,8 @@ def from_huggingface(
   Raises:
     ValueError: a processor, a key or a value that we cannot express.
   """
-  defaults = PROCESSORS[_processor(where, config, model_type)]
+  kind = _processor(where, config, model_type)
+  defaults = PROCESSORS[kind]
   given = {
     key: value
     for key, value in config.items()
@@ -98,9 +120,12 @@ def from_huggingface(
   mean, std, value_range = _scaling(where, found, channels)
   size = resample = crop = None
   if found['do_resize']:
-    size = _size(where, 'size', found['size'])
     resample = _resample(where, found['resample'])
-  if found['do_center_crop']:
+    if kind == 'ConvNext':
+      size, crop = _warped_or_cropped(where, found)
+    else:
+      size = _size(where, 'size', found['size'])
+  if 'do_center_crop' in found and found['do_center_crop']:
     crop = _size(where, 'crop_size', found['crop_size'], short=False)
   return steps.Steps(
     size, resample, crop, mean, std, value_range, channels
@@ -113,14 +138,18 @@ def default_huggingface(
   """Ours for a Hugging Face folder that has no preprocessor_config.json.
 
   What transformers' processor of that model type does by default, for the size
-  of the model: mean and standard deviation 0.5; 'vit' resizes to that size
-  (bilinear), 'deit' to 256/224 of it (bicubic) and crops the centre.
+  of the model: mean and standard deviation 0.5 (PVT: ImageNet's); 'vit' and
+  'swin' resize to that size (bilinear), 'pvt' too (bicubic), 'deit' to 256/224
+  of it (bicubic) and crops the centre, 'resnet' and 'cvt' the shorter side to
+  256/224 of it (bicubic), and crop a square.
   """
   height, width = layers.pair(image_size)
   config = {'size': _sides((height, width))}
   if model_type == 'deit':
     larger = (round(height * 256 / 224), round(width * 256 / 224))
     config = {'size': _sides(larger), 'crop_size': config['size']}
+  elif specs.lookup(OF_MODEL, model_type, 'model_type') == 'ConvNext':
+    config = {'size': {'shortest_edge': max(height, width)}}
   return from_huggingface('', config, model_type, channels)
 
 
@@ -233,6 +262,24 @@ def _size(where: str, name: str, value: Any, short: bool = True) -> Any:
     return sides['shortest_edge']
   forms = 'a number, or height and width' + ', or shortest_edge' * short
   raise ValueError(f'{where}: {name}={value!r} must be {forms}')
+
+
+def _warped_or_cropped(
+  where: str, found: Mapping[str, Any]
+) -> tuple[Any, tuple[int, int] | None]:
+  """(size, crop) of ConvNext's processor."""
+  value, portion = found['size'], found['crop_pct']
+  value = {'shortest_edge': value} if isinstance(value, int) else value
+  side = _size(where, 'size', value)
+  if not isinstance(side, int):
+    raise ValueError(f'{where}: size={value!r} must be a shortest_edge')
+  if not (steps.number(portion) and 1 / LARGEST <= portion <= 1):
+    raise ValueError(
+      f'{where}: crop_pct={portion!r} must be a number in [{1 / LARGEST}, 1]'
+    )
+  if side >= WARPED:
+    return (side, side), None
+  return math.floor(side / portion), (side, side)
 
 
 def _sides(size: Sequence[int]) -> dict[str, int]:

@@ -70,7 +70,8 @@ def read(path: pathlib.Path) -> base.Pretrained:
   if family is None:
     known = timm_names.defaults(where, name)
   look = preprocess.from_timm(where, cfg)
-  image_size = _image_size(where, args, cfg)
+  free = family is not None and family.any_size
+  image_size = _image_size(where, args, cfg, free)
   found = arrays.read_safetensors_folder(path)
   if family is not None:
     fields, channels = family.read(where, name, args, image_size, found)
@@ -133,12 +134,12 @@ def _parts(
 
 
 def _image_size(
-  where: str, args: Mapping[str, Any], cfg: Mapping[str, Any]
+  where: str, args: Mapping[str, Any], cfg: Mapping[str, Any], free: bool
 ) -> tuple[int, int]:
-  """The size that timm builds the model for."""
+  """The size that timm builds the model for, or feeds a model of any size."""
   if 'img_size' in args:
     return timm_checks.pixels(where, args['img_size'])
-  fixed = 'fixed_input_size' in cfg and cfg['fixed_input_size']
+  fixed = free or ('fixed_input_size' in cfg and cfg['fixed_input_size'])
   if fixed and 'input_size' in cfg and cfg['input_size'] is not None:
     return timm_checks.pixels(where, cfg['input_size'][1:])
   return timm_checks.pixels(where, 224)
@@ -194,6 +195,7 @@ def write(
     raise ValueError(f"timm's format is for {choices}, not {name!r}")
   cfg = preprocess.to_timm(found.preprocess, model.image_size)
   flexible = 'dynamic_img_size' in args and args['dynamic_img_size']
+  flexible = flexible or (family is not None and family.any_size)
   channels, *size = cfg['input_size']
   own = list(layers.pair(model.image_size))
   if channels != found.channels or not (flexible or size == own):

@@ -51,20 +51,24 @@ FIXED = {
 
 
 def check_arguments(
-  where: str, args: Mapping[str, Any], known: Iterable[str]
+  where: str,
+  args: Mapping[str, Any],
+  known: Iterable[str],
+  fixed: Mapping[str, tuple[Any, ...]] = FIXED,
+  needless: Iterable[str] = NEEDLESS,
 ) -> None:
   """Raises a ValueError on an argument that our model cannot follow."""
   for key, value in args.items():
-    if key in FIXED:
-      if not any(value is v or value == v for v in FIXED[key]):
+    if key in fixed:
+      if not any(value is v or value == v for v in fixed[key]):
         raise ValueError(
           f'{where}: {key}={value!r} in model_args is no model of ours; it '
-          f'may be {", ".join(map(repr, FIXED[key]))}'
+          f'may be {", ".join(map(repr, fixed[key]))}'
         )
-    elif key not in (*known, *NEEDLESS):
+    elif key not in (*known, *needless):
       raise ValueError(
         f'{where}: {key}={value!r} in model_args is not known; '
-        f'{specs.nearest(key, (*known, *NEEDLESS, *FIXED))}'
+        f'{specs.nearest(key, (*known, *needless, *fixed))}'
       )
 
 

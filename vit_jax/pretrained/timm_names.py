@@ -83,7 +83,7 @@ REFUSED = (
   (r'_rpn_', 'normalises after its branches'),
   (r'giant_.*(dinov2|tipsv2)', 'has SwiGLU MLPs'),
   (r'intern300m', 'has no norm after its last block'),
-  (r'rope|^eva02|^vit_pe_|dinov3', 'rotates queries and keys'),
+  (r'rope|^eva02|^vit_pe_|dinov3', 'rotates queries and keys in another way'),
   (r'relpos|^beit|^samvit', 'has relative positions'),
   (r'resnet\d+d|_mci_', 'has another convolutional stem'),
   (r'^(gmixer|resmlp|gmlp)', 'has other blocks than the Mixer'),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vit_jax.shapes import Array, Float
+from vit_jax.shapes import Array, Bool, Float
 
 Batch = dict[str, Array]
 
@@ -76,14 +76,18 @@ class Cutmix:
   def __post_init__(self):
     _positive('alpha', self.alpha)
 
-  def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
-    """Mixes images and targets."""
+  def box(self, batch: Batch, rng: jax.Array) -> Bool[Array, 'B Y X']:
+    """The pixels that are the next image's."""
     area, centre = jax.random.split(rng)
     side = jnp.sqrt(1.0 - jax.random.beta(area, self.alpha, self.alpha))
     _, height, width, _ = batch['image'].shape
     box = _box(jax.random.uniform(centre, (1, 2)), side, side, height, width)
-    image, target, counts = _partner(batch)
-    box = box & counts[:, None, None]
+    return box & _partner(batch)[2][:, None, None]
+
+  def __call__(self, batch: Batch, rng: jax.Array) -> Batch:
+    """Mixes images and targets; by the box `pasted`, if it is drawn already."""
+    box = batch['pasted'] if 'pasted' in batch else self.box(batch, rng)
+    image, target, _ = _partner(batch)
     share = 1.0 - box.mean((1, 2), dtype=jnp.float32)
     return {
       **batch,

@@ -1,5 +1,6 @@
 """Classification by softmax or sigmoid cross-entropy."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 from vit_jax import specs
 from vit_jax.metrics import Mean, Metric
 from vit_jax.shapes import Array, Float
+from vit_jax.tasks import diversity as diversities
 from vit_jax.tasks.augment import AUGMENTATIONS
 
 LOSSES = ('softmax', 'sigmoid')
@@ -23,7 +25,8 @@ class Classification:
   softmax: l = -Σ_k c_k y_k log softmax(z)_k
   sigmoid: l = -Σ_k c_k [y_k log σ(z_k) + (1 - y_k) log(1 - σ(z_k))]
   with y = (1 - ε)·one_hot(label) + ε/K, mixed by the batch augmentations, and
-  class weights c. The loss of a batch is Σ w l / Σ w (Σ_k c_k y_k).
+  class weights c. The loss of a batch is Σ w l / Σ w (Σ_k c_k y_k); the losses
+  of `diversity` are added, each Σ w l / Σ w times its weight.
   """
 
   class_weights: Float[Array, 'K'] | Any
@@ -31,11 +34,17 @@ class Classification:
   kind: str = flax.struct.field(pytree_node=False)
   label_smoothing: float = flax.struct.field(pytree_node=False)
   augmentations: tuple[Callable, ...] = flax.struct.field(pytree_node=False)
+  diversity: tuple[diversities.Loss, ...] = flax.struct.field(
+    pytree_node=False, default=()
+  )
 
   def prepare(
     self, batch: dict[str, Array], rng: jax.Array
   ) -> dict[str, Array]:
-    """Adds `target` [B K] and `scale` [B], the example's share of the loss."""
+    """Adds `target` [B K] and `scale` [B], the example's share of the loss.
+
+    With `diversity`, also `share` [B], w / Σ w, and whose the pixels are.
+    """
     target = jax.nn.one_hot(batch['label'], self.num_classes)
     target = optax.smooth_labels(target, self.label_smoothing)
     # A skipped image may hold anything: NaN · 0 would reach every gradient.
@@ -43,11 +52,17 @@ class Classification:
     image = jnp.where(counts, batch['image'], 0)
     batch = {**batch, 'image': image, 'target': target}
     for i, augment in enumerate(self.augmentations):
-      batch = augment(batch, jax.random.fold_in(rng, i))
+      key = jax.random.fold_in(rng, i)
+      if diversities.by_patch(self.diversity):
+        batch = diversities.with_sources(batch, augment, key)
+      batch = augment(batch, key)
     mass = batch['weight'] * (batch['target'] @ self.class_weights)
     # A batch of nothing but skipped images has no mass and no loss.
     total = mass.sum()
     scale = batch['weight'] / jnp.where(total > 0, total, 1.0)
+    if self.diversity:
+      total = batch['weight'].sum()
+      batch['share'] = batch['weight'] / jnp.where(total > 0, total, 1.0)
     return {**batch, 'scale': scale}
 
   def loss(
@@ -55,7 +70,28 @@ class Classification:
   ) -> tuple[Float[Array, ''], dict[str, Metric]]:
     """The micro-batch's share of the loss; loss and accuracy."""
     del rng
+    if self.diversity:
+      return self._with_diversity(forward, batch)
     logits = forward(batch['image'], train=True)
+    return self._labels(logits, batch)
+
+  def _with_diversity(self, forward, batch):
+    """The loss with those of `diversity`, all of one run of the model."""
+    tokens = forward(batch['image'], train=True, method=functools.partial(
+      diversities.answer, by_patch=diversities.by_patch(self.diversity)
+    ))  # fmt: skip
+    total, found = self._labels(tokens.logits, batch)
+    found['labels_loss'] = found['loss']
+    for each in self.diversity:
+      losses = jnp.where(batch['share'] > 0, each(tokens, batch), 0.0)
+      total = total + each.weight * jnp.sum(batch['share'] * losses)
+      name = f'{type(each).__name__.lower()}_loss'
+      found[name] = Mean.of(losses, batch['weight'])
+    # The shares of a batch's losses add up, and so do those of its weight.
+    return total, {**found, 'loss': Mean(total, batch['share'].sum())}
+
+  def _labels(self, logits, batch):
+    """The share of the labels' loss; loss and accuracy."""
     losses = self._losses(logits, batch['target'], self.class_weights)
     # Without this, a skipped image's NaN would survive multiplication by 0.
     losses = jnp.where(batch['scale'] > 0, losses, 0.0)
@@ -109,6 +145,7 @@ def classification(
   label_smoothing: float = 0.0,
   class_weights: Sequence[float] = (),
   augment: str = '',
+  diversity: str = '',
 ) -> Classification:
   """Builds the task.
 
@@ -119,6 +156,8 @@ def classification(
     class_weights: K positive numbers; () weighs all classes alike.
     augment: specs of `tasks.augment.AUGMENTATIONS`, applied to whole batches
       on the device: `'flip, mixup(alpha=0.2)'`.
+    diversity: specs of `tasks.diversity.LOSSES`, which keep the patches of an
+      image apart: `'cosine(weight=0.5), contrastive, mixing'`.
 
   Raises:
     ValueError: a value out of range, naming it.
@@ -133,10 +172,17 @@ def classification(
       f'class_weights must be {num_classes} positive numbers, one a class; '
       f'got {weights}'
     )
+  if loss == 'sigmoid' and 'mixing' in [s.name for s in specs.parse(diversity)]:
+    raise ValueError(
+      "diversity='mixing' is of softmax probabilities, which loss='sigmoid' "
+      "has not; take loss='softmax'"
+    )
+  augmentations = specs.build_all(augment, AUGMENTATIONS, 'batch augmentation')
   return Classification(
     jnp.asarray(weights, jnp.float32),
     num_classes,
     loss,
     label_smoothing,
-    specs.build_all(augment, AUGMENTATIONS, 'batch augmentation'),
+    augmentations,
+    diversities.build(diversity, augmentations),
   )

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vit_jax import specs
 from vit_jax.metrics import Mean, Metric
 from vit_jax.shapes import Array, Float
 from vit_jax.tasks.classification import Classification, classification
@@ -181,7 +182,9 @@ def _answer(
     raise ValueError(
       f'{name} has no blocks of tokens to match; set task.features=0'
     )
-  x, grid = model.embed(images)
+  # Stems with BatchNorm are told whether this is training.
+  more = {'train': train} if 'train' in specs.accepted(model.embed) else {}
+  x, grid = model.embed(images, **more)
   layers = layers or tuple(range(model.num_layers))
   x, blocks = model.encode(x, grid, train, layers)
   tokens = tuple((b[:, : model.prefix], b[:, model.prefix :]) for b in blocks)

@@ -67,6 +67,22 @@ def cosine_oracle(
   return np.einsum('hnm,mhe->nhe', rows(logits, keep), v)
 
 
+def lsa_oracle(
+  kernel, variables, q, k, v, *, key_mask=True, mask=True, bias=0.0
+):
+  """Lee et al. 2021, section 3.3."""
+  heads, n = q.shape[1], len(q)
+  keep = keep_of(kernel, n, n, key_mask, mask)
+  keep = np.broadcast_to(keep, (heads, n, n)).copy()
+  bias = np.broadcast_to(bias, keep.shape)
+  logits = np.zeros(keep.shape)
+  for h, i, j in np.ndindex(keep.shape):
+    scale = variables['params']['scale'][h]
+    logits[h, i, j] = scale * (q[i, h] @ k[j, h]) + bias[h, i, j]
+    keep[h, i, j] &= i != j
+  return np.einsum('hnm,mhe->nhe', rows(logits, keep), v)
+
+
 @mapped
 def entmax_oracle(kernel, variables, logits, keep):
   """Peters et al. 2019, eq. 10, its threshold by root finding."""
@@ -371,6 +387,22 @@ FACTS = {
       Limit(
         'gpsa', 'gates closed to content, no position: mean of the values',
         variables=set_params(gate=100, positions=0), prefix=0, equals=mean,
+      ),
+    ),
+  ),
+  'lsa': Facts(
+    lsa_oracle,
+    cases=('lsa',),
+    limits=(
+      Limit(
+        'lsa', 'τ = √D: softmax over the other tokens',
+        variables=set_params(scale=0.5),
+        equals=lambda q, k, v: softmax(q, k, v, ~np.eye(len(q), dtype=bool)),
+      ),
+      Limit(
+        'lsa', 'τ = ∞: the mean of the other values',
+        variables=set_params(scale=0),
+        equals=lambda q, k, v: (len(v) * mean(q, k, v) - v) / (len(v) - 1),
       ),
     ),
   ),
