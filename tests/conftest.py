@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
   """A worker runs a whole file, or all about one entry of the attentions."""
   for item in items:
     group = item.path.name
-    for name in ('built', 'entry'):
+    for name in ('built', 'entry', 'label'):
       if hasattr(item, 'callspec') and name in item.callspec.params:
         group = f'attention {item.callspec.params[name]}'
     item.add_marker(pytest.mark.xdist_group(group))

@@ -57,9 +57,10 @@ def load(name, *arg):
     classes = config['model'].setdefault('num_classes', None) or 10
     channels = 1 if 'channels=1' in config['data']['decode'] else 3
     side = size if size < 64 else size + 32
-    if 'variant' in config['model']:  # a few blocks of a published size
-      cls = models.MODELS[config['model']['name']]
-      row = cls.VARIANTS[config['model']['variant']]
+    if 'name' in config['model']:  # a few blocks are enough
+      row = dict(config['model'])
+      if 'variant' in row:
+        row |= models.MODELS[row['name']].VARIANTS[row['variant']]
       for key in {'depths', 'num_layers'} & set(row):
         few = 2 if key == 'num_layers' else (1,) * len(row[key])
         config['model'][key] = few

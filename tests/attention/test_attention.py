@@ -26,7 +26,17 @@ def test_every_entry_has_an_oracle_and_a_limit():
   assert not set(attention.ATTENTIONS) & set(attention.MIXERS)
 
 
-@pytest.mark.parametrize('check', sorted(contract.CHECKS))
+# Operation by operation, every entry takes seconds: CI compares them, and with
+# XLA's optimisations, among which a fault once was.
+SLOW = ('check_jit',)
+
+
+@pytest.mark.parametrize(
+  'check', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name in sorted(contract.CHECKS)
+  ],
+)  # fmt: skip
 def test_contract(built, check):
   contract.CHECKS[check](built)
 

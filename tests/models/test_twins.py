@@ -11,7 +11,8 @@ from flax import traverse_util
 from scipy import special
 
 from vit_jax import layers, models
-from vit_jax.models.conditional import ConditionalPosition, depthwise
+from vit_jax.attention.depthwise import depthwise
+from vit_jax.models.conditional import ConditionalPosition
 
 TINY = {
   'depths': (3, 1), 'hidden_sizes': (4, 6), 'num_heads': (2, 3),
@@ -167,7 +168,9 @@ def test_shifted_sums_equal_the_grouped_convolution(size):
     x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=3,
   )  # fmt: skip
-  np.testing.assert_allclose(depthwise(x, kernel), expected, atol=1e-5)
+  around = tuple((side // 2, side // 2) for side in size)
+  found = depthwise(x, kernel, (1, 1), around)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_pcpvt_has_no_local_attention_and_any_spec_takes_its_place():

@@ -98,6 +98,7 @@ def test_logits_of_a_released_file_equal_a_plain_vit_in_float64(tmp_path):
   np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_full_size_file_loads_and_comes_back_bit_by_bit(tmp_path):
   rows = released.vit(tokens=197, classes=1000, **released.B16)
   # No two arrays have a number in common.

@@ -5,31 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vit_jax.attention.depthwise import depthwise
 from vit_jax.shapes import Array, Float
 
 # He et al. 2015, eq. 14: variance 2 / (rows · columns · outputs of a group).
 HE = nn.initializers.normal(stddev=(2 / 9) ** 0.5)
-
-
-def depthwise(
-  x: Float[Array, 'B Y X C'], kernel: Float[Array, 'h w 1 C']
-) -> Float[Array, 'B Y X C']:
-  """Convolves each channel by itself, zeros around the map.
-
-  out[y, x] = Σ_ij kernel[i, j] · x[y + i - h//2, x + j - w//2] for odd h and w;
-  `kernel` is that of `nn.Conv(C, (h, w), feature_group_count=C)`. It is a sum
-  of shifted maps, since XLA's grouped convolution of 3×3 on a CPU takes 20
-  times as long forwards and 4 to 10 times backwards.
-  """
-  rows, columns = x.shape[1:3]
-  high, wide = kernel.shape[:2]
-  around = [(side // 2, (side - 1) // 2) for side in (high, wide)]
-  x = jnp.pad(x, ((0, 0), *around, (0, 0)))
-  out = 0.0
-  for i in range(high):
-    for j in range(wide):
-      out += x[:, i : i + rows, j : j + columns] * kernel[i, j][None, None]
-  return out
 
 
 class ConditionalPosition(nn.Module):

@@ -1,6 +1,6 @@
 """MViTv2's block (Li et al. 2022): attention that pools what it reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax import layers
 from vit_jax.attention.base import attend_with
+from vit_jax.attention.depthwise import depthwise
 from vit_jax.attention.multihead import project, project_out
 from vit_jax.models.initialization import initializers
 from vit_jax.shapes import Array, Float, Int
@@ -24,25 +25,25 @@ def strided(grid: tuple[int, int], stride: int) -> tuple[int, int]:
   return -(-grid[0] // stride), -(-grid[1] // stride)
 
 
-def windows(
-  x: Float[Array, 'B Y X *F'], stride: int, fill: float
-) -> Iterator[tuple[int, int, Float[Array, 'B y x *F']]]:
-  """(i, j, entry i, j of the 3×3 window around every stride-th cell)."""
+def most(x: Float[Array, 'B Y X C'], stride: int) -> Float[Array, 'B y x C']:
+  """The maximum of the 3×3 window around every stride-th cell."""
   rows, columns = strided(x.shape[1:3], stride)
-  around = ((0, 0), (1, 1), (1, 1), *((0, 0),) * (x.ndim - 3))
-  x = jnp.pad(x, around, constant_values=fill)
-  for i in range(3):
-    for j in range(3):
-      down = slice(i, i + stride * (rows - 1) + 1, stride)
-      right = slice(j, j + stride * (columns - 1) + 1, stride)
-      yield i, j, x[:, down, right]
+  around = ((0, 0), (1, 1), (1, 1), (0, 0))
+  x = jnp.pad(x, around, constant_values=-jnp.inf)
+  out = None
+  for i, j in np.ndindex(3, 3):
+    down = slice(i, i + stride * (rows - 1) + 1, stride)
+    right = slice(j, j + stride * (columns - 1) + 1, stride)
+    part = x[:, down, right]
+    out = part if out is None else jnp.maximum(out, part)
+  return out
 
 
 class Pooling(nn.Module):
   """LN(depthwise 3×3 convolution) on the grid: [B N H D] → [B M H D].
 
   The heads share both; prefix tokens skip the convolution. Li et al. 2022,
-  section 3.1. A sum of shifted maps: see `conditional.depthwise`.
+  section 3.1.
   """
 
   grid: tuple[int, int]
@@ -56,12 +57,10 @@ class Pooling(nn.Module):
     """Pools the tokens."""
     batch, _, heads, width = x.shape
     kernel = self.param('kernel', TORCH, (3, 3, 1, width)).astype(x.dtype)
-    cells = x[:, self.prefix :].reshape(batch, *self.grid, heads, width)
-    pooled = sum(
-      cell * kernel[i, j, 0][None, None, None, None]
-      for i, j, cell in windows(cells, self.stride, 0.0)
-    )
-    pooled = pooled.reshape(batch, -1, heads, width)
+    cells = x[:, self.prefix :].reshape(batch, *self.grid, heads * width)
+    pooled = depthwise(
+      cells, jnp.tile(kernel, heads), (self.stride, self.stride)
+    ).reshape(batch, -1, heads, width)
     if self.prefix:
       pooled = jnp.concatenate([x[:, : self.prefix], pooled], axis=1)
     return nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype)(pooled)
@@ -250,8 +249,6 @@ class MViTBlock(nn.Module):
     if self.stride == 1:
       return x
     cells = x[:, self.prefix :].reshape(-1, *self.grid, self.features)
-    most = -jnp.inf
-    for _, _, cell in windows(cells, self.stride, -jnp.inf):
-      most = jnp.maximum(most, cell)
-    most = most.reshape(x.shape[0], -1, self.features)
-    return jnp.concatenate([x[:, : self.prefix], most], axis=1)
+    pooled = most(cells, self.stride)
+    pooled = pooled.reshape(x.shape[0], -1, self.features)
+    return jnp.concatenate([x[:, : self.prefix], pooled], axis=1)

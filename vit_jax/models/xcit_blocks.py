@@ -9,8 +9,8 @@ import numpy as np
 
 from vit_jax import attention as attentions
 from vit_jax import layers
+from vit_jax.attention.depthwise import depthwise
 from vit_jax.models.batch_norm import BatchNorm
-from vit_jax.models.conditional import depthwise
 from vit_jax.models.initialization import initializers
 from vit_jax.shapes import Array, Float
 
