@@ -13,8 +13,8 @@ transforms leave out, size and scaling of pixels, is the checkpoint's.
 A ViT-Ti/16 of Tiny ImageNet on five flowers, adamw at 5e-4, batches of 32,
 --config.data.train='inception_crop(area_min=0.3), flip': 82.6 % of the held-out
 fifth after 432 steps (15 minutes on two CPU cores); at 160 px 80.7 % after 216;
-at 128 px 80.6 % after 108 (the same model from scratch: 41.3 %) and 82.4 % after
-1,296 with mixup_or_cutmix. Those 128 pixels were enlarged from about 32.
+at 128 px 80.6 % after 108 (the same model from scratch: 41.3 %), and 82.4 %
+after 1,296 with mixup_or_cutmix. Those pictures were enlarged from about 32 px.
 """
 
 from configs import common
