@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from vit_jax import attention as attentions
 from vit_jax import layers
 from vit_jax.models.encoder import Encoder
+from vit_jax.models.flat import Flat
 from vit_jax.models.initialization import initializers
 from vit_jax.shapes import Array, Float
 
-CLASSIFIERS = ('token', 'gap')
 SIZES = {
   # name     width layers heads LayerScale
   'XXS24': (   192,    24,    4,      1e-5),
@@ -68,7 +68,7 @@ class ClassBlock(nn.Module):
     return c + layers.LayerScale(self.layer_scale)(y)
 
 
-class CaiT(nn.Module):
+class CaiT(Flat):
   """Images [B Y X C] → logits [B K]; made to be deep.
 
   Patches alone, with positions, go through `num_layers` blocks of talking
@@ -128,30 +128,9 @@ class CaiT(nn.Module):
     for name, (width, count, heads, scale) in SIZES.items()
   }  # fmt: skip
 
-  # Tokens before the patches in what the blocks return.
-  prefix: ClassVar[int] = 0
-
-  @property
-  def stride(self) -> int:
-    """Pixels a token."""
-    return self.patch_size
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
-    if self.classifier not in CLASSIFIERS:
-      raise ValueError(
-        f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
-      )
+    self.check_classifier()
     dtype, width = jnp.dtype(self.dtype), self.hidden_size
     start = initializers(self.initialization)
     self.embedding = layers.PatchEmbedding(
@@ -187,21 +166,6 @@ class CaiT(nn.Module):
         self.num_classes, kernel_init=start.head, dtype=dtype, name='head'
       )
 
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
-
-  def embed(
-    self, images: Float[Array, 'B Y X I']
-  ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
-    """Patches without positions, and their grid."""
-    grid = layers.grid_of(images.shape[1:3], self.patch_size)
-    return self.embedding(images), grid
-
   def encode(
     self,
     tokens: Float[Array, 'B N C'],
@@ -224,18 +188,3 @@ class CaiT(nn.Module):
       c = block(c, x, train)
     norm = self.encoder_norm
     return norm(jnp.concatenate([c, x], axis=1)), tuple(map(norm, outputs))
-
-  def head(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Classifies the class token, or the mean of the patches after it."""
-    x = x[:, 0] if self.classifier == 'token' else x[:, 1:].mean(axis=1)
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, after the last norm."""
-    tokens, grid = self.embed(images)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(x.reshape(-1, *grid, self.hidden_size) for x in outputs)

@@ -15,10 +15,10 @@ from vit_jax import attention as attentions
 from vit_jax import layers, specs
 from vit_jax.models import stems
 from vit_jax.models.encoder import check_blocks
+from vit_jax.models.flat import Flat
 from vit_jax.models.initialization import initializers
 from vit_jax.shapes import Array, Float
 
-CLASSIFIERS = ('sequence_pool', 'token')
 POSITIONS = ('learned', 'none')
 START = initializers('truncated')  # of the authors' code
 # Positions deviate by .2 there, not .02.
@@ -122,7 +122,7 @@ def _variants() -> dict[str, dict[str, Any]]:
   }
 
 
-class CompactTransformer(nn.Module):
+class CompactTransformer(Flat):
   """Images [B Y X C] → logits [B K].
 
   Sizes: `VARIANTS`: 'CCT-L/K×n' has n convolutions of K×K for a tokenizer (a
@@ -166,32 +166,18 @@ class CompactTransformer(nn.Module):
   dtype: Any = 'float32'
 
   VARIANTS: ClassVar[dict[str, dict[str, Any]]] = _variants()
+  CLASSIFIERS: ClassVar[tuple[str, ...]] = ('sequence_pool', 'token')
 
   @property
   def prefix(self) -> int:
     """Tokens before the patches."""
     return int(self.classifier == 'token')
 
-  @property
-  def stride(self) -> int:
-    """Pixels a token."""
-    return self.patch_size
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
+    self.check_classifier()
     for name, choices in (
-      ('classifier', CLASSIFIERS), ('position', POSITIONS),
-      ('position_resize', layers.RESIZES),
+      ('position', POSITIONS), ('position_resize', layers.RESIZES)
     ):  # fmt: skip
       if getattr(self, name) not in choices:
         raise ValueError(
@@ -218,14 +204,6 @@ class CompactTransformer(nn.Module):
       self.classify = nn.Dense(
         self.num_classes, kernel_init=START.head, dtype=dtype, name='head'
       )
-
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images, train)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
 
   def embed(
     self, images: Float[Array, 'B Y X I'], train: bool = False
@@ -285,14 +263,3 @@ class CompactTransformer(nn.Module):
     pool = self.classifier == 'sequence_pool'
     x = self.sequence_pool(x) if pool else x[:, 0]
     return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, after the last norm."""
-    tokens, grid = self.embed(images, train)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(
-      x[:, self.prefix :].reshape(-1, *grid, self.hidden_size)
-      for x in outputs
-    )

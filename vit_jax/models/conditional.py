@@ -6,10 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.attention.depthwise import depthwise
+from vit_jax.models.initialization import HE_DEPTHWISE
 from vit_jax.shapes import Array, Float
-
-# He et al. 2015, eq. 14: variance 2 / (rows · columns · outputs of a group).
-HE = nn.initializers.normal(stddev=(2 / 9) ** 0.5)
 
 
 class ConditionalPosition(nn.Module):
@@ -44,7 +42,7 @@ class ConditionalPosition(nn.Module):
       raise ValueError(
         f'{n} tokens are not prefix={self.prefix} and the grid {grid}'
       )
-    kernel = self.param('kernel', HE, (3, 3, 1, width))
+    kernel = self.param('kernel', HE_DEPTHWISE, (3, 3, 1, width))
     bias = self.param('bias', nn.initializers.zeros, (width,))
     x = x.astype(self.dtype)
     cells = x[:, self.prefix :].reshape(batch, *grid, width)

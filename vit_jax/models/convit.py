@@ -11,10 +11,10 @@ from vit_jax import attention as attentions
 from vit_jax import layers
 from vit_jax.attention.gpsa import GPSA
 from vit_jax.models.encoder import Encoder1DBlock, check_blocks
+from vit_jax.models.flat import Flat
 from vit_jax.models.initialization import initializers
 from vit_jax.shapes import Array, Float
 
-CLASSIFIERS = ('token', 'gap')
 HEAD_WIDTH = 48
 SIZES = {
   # name  heads
@@ -125,7 +125,7 @@ class ConViTEncoder(nn.Module):
     return norm(x), tuple(norm(outputs[i]) for i in collect)
 
 
-class ConViT(nn.Module):
+class ConViT(Flat):
   """Images [B Y X C] → logits [B K]: a ViT whose first blocks are local.
 
   Patches alone, with learned positions, go through `num_layers` blocks of
@@ -185,30 +185,9 @@ class ConViT(nn.Module):
     for name, heads in SIZES.items()
   }  # fmt: skip
 
-  # Tokens before the patches in what `encode` collects.
-  prefix: ClassVar[int] = 0
-
-  @property
-  def stride(self) -> int:
-    """Pixels a token."""
-    return self.patch_size
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
-    if self.classifier not in CLASSIFIERS:
-      raise ValueError(
-        f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
-      )
+    self.check_classifier()
     for name in ('num_layers', 'num_class_layers'):
       if getattr(self, name) < 1:
         raise ValueError(
@@ -235,21 +214,6 @@ class ConViT(nn.Module):
         self.num_classes, kernel_init=start.head, dtype=dtype, name='head'
       )
 
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
-
-  def embed(
-    self, images: Float[Array, 'B Y X I']
-  ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
-    """Patches without positions, and their grid."""
-    grid = layers.grid_of(images.shape[1:3], self.patch_size)
-    return self.embedding(images), grid
-
   def encode(
     self,
     tokens: Float[Array, 'B N C'],
@@ -262,18 +226,3 @@ class ConViT(nn.Module):
     All pass the last norm.
     """
     return self.Transformer(tokens, self.cls, grid, train, collect)
-
-  def head(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Classifies the class token, or the mean of the patches after it."""
-    x = x[:, 0] if self.classifier == 'token' else x[:, 1:].mean(axis=1)
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, after the last norm."""
-    tokens, grid = self.embed(images)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(x.reshape(-1, *grid, self.hidden_size) for x in outputs)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from vit_jax.attention.conv_projection import ConvProjection
 from vit_jax.models.batch_norm import BatchNorm
 from vit_jax.models.encoder import Encoder1DBlock
+from vit_jax.models.initialization import TORCH
 from vit_jax.models.pvt_v2 import ConvNorm
-from vit_jax.models.stages import TORCH, StagesOfTokens, variants
+from vit_jax.models.stages import Stage, StagesOfTokens, variants
 
 
 class ConvolutionalVisionTransformer(StagesOfTokens):
@@ -42,7 +43,7 @@ class ConvolutionalVisionTransformer(StagesOfTokens):
     dropout_rate, attention_dropout_rate: in training.
     drop_path_rate: of the last block; it grows linearly from 0 at the last
       stage's first block, and the other stages have none, as published.
-    feature_layers: stages whose maps `features` returns.
+    feature_layers: stages whose maps `features` returns; None for all.
     remat: recompute each block in the backward pass, to save memory.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
   """
@@ -64,7 +65,7 @@ class ConvolutionalVisionTransformer(StagesOfTokens):
   qkv_bias: bool = True
   gelu: str = 'quick'
   epsilon: float = 1e-5
-  feature_layers: tuple[int, ...] = (0, 1, 2)
+  feature_layers: tuple[int, ...] | None = (0, 1, 2)
   remat: bool = False
   dtype: Any = 'float32'
 
@@ -98,19 +99,20 @@ class ConvolutionalVisionTransformer(StagesOfTokens):
     )  # fmt: skip
     self.declare([self._stage(s) for s in range(len(self.depths))])
 
-  def _stage(self, s: int) -> dict[str, Any]:
+  def _stage(self, s: int) -> Stage:
     size, stride = self.patch_sizes[s], self.patch_strides[s]
     attention = functools.partial(
       ConvProjection, size=self.kernel_sizes[s], stride=self.key_strides[s],
       as_code=True, batch_norm=BatchNorm, conv_init=TORCH,
     )  # fmt: skip
-    return {
-      'embedding': functools.partial(
+    return self.stage(
+      s,
+      embedding=functools.partial(
         ConvNorm, self.hidden_sizes[s], size, stride,
         (size - stride + 1) // 2, self.epsilon, TORCH, jnp.dtype(self.dtype),
       ),
-      'blocks': self.blocks(
+      blocks=self.blocks(
         s, Encoder1DBlock, ('conv_projection', attention),
         initialization='truncated',
       ),
-    }  # fmt: skip
+    )  # fmt: skip

@@ -39,6 +39,14 @@ NORMAL = nn.initializers.normal(stddev=0.02)
 # them, which keeps .02 as well.
 TRUNCATED = nn.initializers.truncated_normal(stddev=0.02 / 0.87962566103423978)
 
+# What PyTorch gives a convolution, uniform in ±1 / √(inputs of an output), for
+# code that leaves its own to it. Biases start at 0 here, there like kernels.
+TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# He et al. 2015, eq. 14: variance 2 / (rows · columns · outputs); and the same
+# of a depthwise 3×3, whose groups have one output each.
+HE = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+HE_DEPTHWISE = nn.initializers.normal(stddev=(2 / 9) ** 0.5)
+
 INITIALIZATIONS = {
   # Dosovitskiy et al. 2021, the code; registers as Darcet et al. 2023.
   'original': Initializers(

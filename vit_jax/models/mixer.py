@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from vit_jax import layers
 from vit_jax.models.encoder import check_blocks
+from vit_jax.models.flat import Flat
 from vit_jax.shapes import Array, Float
 
 
@@ -48,7 +49,7 @@ class MixerBlock(nn.Module):
     return x + drop(y, train)
 
 
-class MlpMixer(nn.Module):
+class MlpMixer(Flat):
   """Images [B Y X C] → logits [B K]; Y and X are `image_size`.
 
   Sizes: `VARIANTS`. Weights of the token mixing belong to the patches of
@@ -95,23 +96,6 @@ class MlpMixer(nn.Module):
     }.items()
   }  # fmt: skip
 
-  prefix: ClassVar[int] = 0  # no tokens before the patches
-
-  @property
-  def stride(self) -> int:
-    """Pixels a token."""
-    return self.patch_size
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
     dtype = jnp.dtype(self.dtype)
@@ -134,16 +118,8 @@ class MlpMixer(nn.Module):
         name='head',
       )  # fmt: skip
 
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
-
   def embed(
-    self, images: Float[Array, 'B Y X I']
+    self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
     """Tokens, row by row, and their grid.
 
@@ -182,11 +158,3 @@ class MlpMixer(nn.Module):
     """Classifies the mean of the tokens."""
     x = x.mean(axis=1)
     return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, after the last norm."""
-    tokens, grid = self.embed(images)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(x.reshape(-1, *grid, self.hidden_size) for x in outputs)

@@ -11,13 +11,9 @@ from vit_jax import layers
 from vit_jax.attention.base import attend_with
 from vit_jax.attention.depthwise import depthwise
 from vit_jax.attention.multihead import project, project_out
-from vit_jax.models.initialization import initializers
+from vit_jax.models.initialization import TORCH
+from vit_jax.models.pyramid import START
 from vit_jax.shapes import Array, Float, Int
-
-START = initializers('truncated')
-# What PyTorch gives a convolution, uniform in ±1 / √(inputs of an output); the
-# authors' code leaves the pooling to it.
-TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 def strided(grid: tuple[int, int], stride: int) -> tuple[int, int]:
@@ -43,7 +39,8 @@ class Pooling(nn.Module):
   """LN(depthwise 3×3 convolution) on the grid: [B N H D] → [B M H D].
 
   The heads share both; prefix tokens skip the convolution. Li et al. 2022,
-  section 3.1.
+  section 3.1. The kernel starts as PyTorch's, which the authors' code
+  leaves it to.
   """
 
   grid: tuple[int, int]

@@ -10,15 +10,10 @@ import jax.numpy as jnp
 
 from vit_jax import attention as attentions
 from vit_jax import layers
-from vit_jax.models.multiscale import (
-  START,
-  TORCH,
-  MViTBlock,
-  strided,
-)
+from vit_jax.models.initialization import TORCH
+from vit_jax.models.multiscale import MViTBlock, strided
+from vit_jax.models.pyramid import START, Pyramid
 from vit_jax.shapes import Array, Float
-
-STRIDE = 4  # of the patch embedding; every stage but the first halves the map
 
 
 class MViTStage(nn.Module):
@@ -92,7 +87,7 @@ def kernels(
   return tuple(layer.keywords['attend'] for layer in layers_of)
 
 
-class MViT(nn.Module):
+class MViT(Pyramid):
   """Images [B Y X C] → logits [B K], through maps of stride 4, 8, 16 and 32.
 
   Sizes: `VARIANTS`, MViTv2's. Images of any size are taken: a map is a quarter
@@ -138,6 +133,9 @@ class MViT(nn.Module):
   remat: bool = False
   dtype: Any = 'float32'
 
+  # The stride of the embedding; every stage but the first halves the map.
+  patch_size: ClassVar[int] = 4
+
   VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
     name: {
       'depths': depths,
@@ -155,37 +153,9 @@ class MViT(nn.Module):
   }  # fmt: skip
 
   @property
-  def hidden_size(self) -> int:
-    """Channels of what the head gets."""
-    return self.hidden_sizes[-1]
-
-  @property
-  def stride(self) -> int:
-    """Pixels a cell of the finest map."""
-    return STRIDE
-
-  @property
-  def chosen(self) -> tuple[int, ...]:
-    """The stages of `feature_layers`."""
-    every = range(len(self.depths))
-    if self.feature_layers is None:
-      return tuple(every)
-    if not set(self.feature_layers) <= {*every, *(~i for i in every)}:
-      raise ValueError(
-        f'feature_layers={self.feature_layers}: stages are 0 to {every[-1]}, '
-        f'or -1 to {~every[-1]} from the end'
-      )
-    return tuple(every[i] for i in self.feature_layers)
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return tuple(STRIDE * 2**i for i in self.chosen)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return tuple(self.hidden_sizes[i] for i in self.chosen)
+  def has_class_token(self) -> bool:
+    """Whether the first token is the class token."""
+    return self.class_token
 
   def _check(self) -> None:
     """Raises a ValueError on fields that contradict each other."""
@@ -201,81 +171,43 @@ class MViT(nn.Module):
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
     self._check()
-    dtype, count = jnp.dtype(self.dtype), sum(self.depths)
+    dtype, rates = jnp.dtype(self.dtype), self.drop_path_rates()
     self.embedding = nn.Conv(
-      self.hidden_sizes[0], (7, 7), (STRIDE, STRIDE), 3, kernel_init=TORCH,
-      dtype=dtype,
+      self.hidden_sizes[0], (7, 7), (self.patch_size,) * 2, 3,
+      kernel_init=TORCH, dtype=dtype,
     )  # fmt: skip
     if self.class_token:
       self.cls = self.param('cls', START.token, (1, 1, self.hidden_sizes[0]))
-    chosen = iter(kernels(self.attention, count))
-    rates = (self.drop_path_rate * i / max(count - 1, 1) for i in range(count))
-    self.stages = [
+    chosen = iter(kernels(self.attention, sum(self.depths)))
+    self.declare([
       MViTStage(
         width, heads, int(width * self.mlp_ratio), 2 if s else 1,
         max(self.key_stride // 2**s, 1),
-        tuple(itertools.islice(chosen, depth)),
-        tuple(itertools.islice(rates, depth)), int(self.class_token),
+        tuple(itertools.islice(chosen, depth)), tuple(rates[s]),
+        int(self.class_token),
         self.relative_positions, self.position_resize, self.qkv_bias,
         self.gelu, self.epsilon, self.remat, dtype, name=f'stage_{s}',
       )
       for s, (depth, width, heads) in enumerate(
         zip(self.depths, self.hidden_sizes, self.num_heads, strict=True)
       )
-    ]  # fmt: skip
-    self.encoder_norm = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
-    if self.num_classes:
-      self.classify = nn.Dense(
-        self.num_classes, kernel_init=START.head, dtype=dtype, name='head'
-      )
+    ])  # fmt: skip
 
-  def __call__(
+  def encode(
     self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
-
-  def embed(
-    self, images: Float[Array, 'B Y X I']
-  ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
-    """Tokens, the class token first if there is one, and their grid."""
+  ) -> tuple[Float[Array, 'B M D'], tuple[Float[Array, 'B _ _ _'], ...]]:
+    """The last stage's tokens after the norm, and the map of every stage."""
     x = self.embedding(images)
     batch, *grid, width = x.shape
     x = x.reshape(batch, -1, width)
     if self.class_token:
       cls = jnp.broadcast_to(self.cls.astype(x.dtype), (batch, 1, width))
       x = jnp.concatenate([cls, x], axis=1)
-    return x, tuple(grid)
-
-  def encode(
-    self,
-    tokens: Float[Array, 'B N C'],
-    grid: tuple[int, int],
-    train: bool = False,
-  ) -> tuple[Float[Array, 'B M D'], tuple[Float[Array, 'B _ _ _'], ...]]:
-    """The last stage's tokens after the norm, and the map of every stage."""
-    x, maps = tokens, []
-    table = tuple(-(-side // STRIDE) for side in layers.pair(self.image_size))
+    grid, maps = tuple(grid), []
+    table = strided(layers.pair(self.image_size), self.patch_size)
     for s, stage in enumerate(self.stages):
       x = stage(x, grid, table, train)
       grid, table = (strided(g, 2 if s else 1) for g in (grid, table))
       patches = x[:, int(self.class_token) :]
       maps.append(patches.reshape(len(x), *grid, x.shape[-1]))
     return self.encoder_norm(x), tuple(maps)
-
-  def head(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Classifies the class token, or the mean of the tokens."""
-    x = x[:, 0] if self.class_token else x.mean(axis=1)
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B _ _ _'], ...]:
-    """Maps [B rows columns C] of the stages in `feature_layers`."""
-    tokens, grid = self.embed(images)
-    _, maps = self.encode(tokens, grid, train)
-    return tuple(maps[i] for i in self.chosen)

@@ -1,19 +1,18 @@
 """Pyramid Vision Transformer (Wang et al. 2021): fewer keys in finer maps."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax import layers
 from vit_jax.attention.reduction import SpatialReduction
 from vit_jax.models.encoder import Encoder1DBlock
+from vit_jax.models.initialization import TORCH
 from vit_jax.models.pyramid import START, PatchNorm
-from vit_jax.models.stages import TORCH, StagesOfTokens, variants
+from vit_jax.models.stages import Stage, StagesOfTokens, variants
 from vit_jax.shapes import Array, Float
 
 
@@ -44,7 +43,7 @@ class PyramidVisionTransformer(StagesOfTokens):
     epsilon: of the norms of blocks and of the last norm.
     embedding_epsilon: of the norms after patch embeddings and in the published
       attention. 1e-5 in the authors' code, 1e-6 in Hugging Face's.
-    feature_layers: stages whose maps `features` returns.
+    feature_layers: stages whose maps `features` returns; None for all.
     remat: recompute each block in the backward pass, to save memory.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
   """
@@ -66,7 +65,7 @@ class PyramidVisionTransformer(StagesOfTokens):
   gelu: str = 'exact'
   epsilon: float = 1e-6
   embedding_epsilon: float = 1e-5
-  feature_layers: tuple[int, ...] = (0, 1, 2, 3)
+  feature_layers: tuple[int, ...] | None = (0, 1, 2, 3)
   remat: bool = False
   dtype: Any = 'float32'
 
@@ -90,10 +89,9 @@ class PyramidVisionTransformer(StagesOfTokens):
   @property
   def position_strides(self) -> dict[str, int]:
     """Pixels a cell of the grid of each position table, by its name."""
-    strides = itertools.accumulate(self.steps, int.__mul__)
     return {
       f'stage_{s}/posembed_input/pos_embedding': stride
-      for s, stride in enumerate(strides)
+      for s, stride in enumerate(self.all_strides)
     }
 
   def setup(self):
@@ -103,31 +101,30 @@ class PyramidVisionTransformer(StagesOfTokens):
     self.declare([self._stage(s) for s in range(len(self.depths))])
 
   def _check_size(self, size: tuple[int, int]) -> None:
-    layers.grid_of(size, int(np.prod(self.steps)))
+    layers.grid_of(size, self.all_strides[-1])
 
-  def _stage(self, s: int) -> dict[str, Any]:
+  def _stage(self, s: int) -> Stage:
     dtype, last = jnp.dtype(self.dtype), s == len(self.depths) - 1
     attention = functools.partial(
       SpatialReduction, ratio=self.reductions[s], as_code=True,
       reduce_epsilon=self.embedding_epsilon, reduce_init=TORCH,
     )  # fmt: skip
-    table_grid = layers.grid_of(
-      self.image_size, tuple(self.position_strides.values())[s]
-    )
-    return {
-      'embedding': functools.partial(
+    table_grid = layers.grid_of(self.image_size, self.all_strides[s])
+    return self.stage(
+      s,
+      embedding=functools.partial(
         PatchNorm, self.hidden_sizes[s], self.steps[s],
         self.embedding_epsilon, dtype, TORCH,
       ),
-      'positions': functools.partial(
+      positions=functools.partial(
         layers.AddPositionEmbs, table_grid, int(last), self.position_resize,
         START.positions,
       ),
-      'blocks': self.blocks(
+      blocks=self.blocks(
         s, Encoder1DBlock, ('spatial_reduction', attention),
         initialization='truncated',
       ),
-    }  # fmt: skip
+    )  # fmt: skip
 
   def encode(
     self, images: Float[Array, 'B Y X I'], train: bool = False

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from vit_jax import layers
 from vit_jax.attention.reduction import SpatialReduction
 from vit_jax.attention.depthwise import DepthwiseConv
+from vit_jax.models.initialization import HE, HE_DEPTHWISE
 from vit_jax.models.pyramid import START
-from vit_jax.models.stages import StagesOfTokens, variants
+from vit_jax.models.stages import Stage, StagesOfTokens, variants
 from vit_jax.shapes import Array, Float
 
-# He et al. 2015, eq. 14: variance 2 / (rows · columns · outputs of a group).
-HE = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 POOL = 7  # side of the pooled map of the linear attention, section 3.2
 Sides = tuple[int, int]
 
@@ -85,8 +84,7 @@ class ConvMlp(nn.Module):
     x = nn.relu(x) if self.relu else x
     x = DepthwiseConv(
       (3, 3), (1, 1), ((1, 1), (1, 1)), dtype=self.dtype,
-      kernel_init=nn.initializers.normal(stddev=(2 / 9) ** 0.5),
-      name='depthwise',
+      kernel_init=HE_DEPTHWISE, name='depthwise',
     )(x.reshape(shape[0], *self.grid, -1))  # fmt: skip
     x = layers.gelu(self.gelu)(x).reshape(*shape[:2], -1)
     return drop(dense(shape[-1], name='Dense_1')(drop(x)))
@@ -183,7 +181,7 @@ class PyramidVisionTransformerV2(StagesOfTokens):
   gelu: str = 'exact'
   epsilon: float = 1e-6
   embedding_epsilon: float = 1e-5
-  feature_layers: tuple[int, ...] = (0, 1, 2, 3)
+  feature_layers: tuple[int, ...] | None = (0, 1, 2, 3)
   remat: bool = False
   dtype: Any = 'float32'
 
@@ -217,7 +215,7 @@ class PyramidVisionTransformerV2(StagesOfTokens):
     )
     self.declare([self._stage(s) for s in range(len(self.depths))])
 
-  def _stage(self, s: int) -> dict[str, Any]:
+  def _stage(self, s: int) -> Stage:
     dtype = jnp.dtype(self.dtype)
     attention = functools.partial(
       SpatialReduction, ratio=self.reductions[s],
@@ -226,17 +224,18 @@ class PyramidVisionTransformerV2(StagesOfTokens):
     )  # fmt: skip
     norm = functools.partial(nn.LayerNorm, epsilon=self.epsilon, dtype=dtype)
     last = s == len(self.depths) - 1
-    return {
-      'embedding': functools.partial(
+    return self.stage(
+      s,
+      embedding=functools.partial(
         ConvNorm, self.hidden_sizes[s], self.patch_sizes[s],
         self.patch_strides[s], self.patch_sizes[s] // 2,
         self.embedding_epsilon, HE, dtype,
       ),
-      'blocks': self.blocks(
+      blocks=self.blocks(
         s, Block, ('spatial_reduction', attention), relu=self.linear
       ),
-      'norm': None if last else norm,  # the last one is `encoder_norm`
-    }  # fmt: skip
+      norm=None if last else norm,  # the last one is `encoder_norm`
+    )  # fmt: skip
 
   def features(
     self, images: Float[Array, 'B Y X I'], train: bool = False
@@ -244,4 +243,4 @@ class PyramidVisionTransformerV2(StagesOfTokens):
     """Maps [B rows columns C] of `feature_layers`, each after its norm."""
     tokens, maps = self.encode(images, train)
     maps = (*maps[:-1], tokens.reshape(maps[-1].shape))
-    return tuple(maps[s] for s in self.feature_layers)
+    return tuple(maps[s] for s in self.chosen)

@@ -1,8 +1,8 @@
-"""What models of stages share: each stage halves the map of the one before."""
+"""What models of stages share: each stage makes a coarser map."""
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -68,39 +68,65 @@ class PatchNorm(nn.Module):
 
 
 class Pyramid(nn.Module):
-  """The methods of a model of stages.
+  """Images [B Y X C] → logits [B K] through stages, by `encode` and `head`.
 
   A subclass has the fields num_classes, depths, hidden_sizes, patch_size,
-  attention, drop_path_rate, epsilon, feature_layers and dtype; its `setup`
-  calls `declare` with the stages. The head classifies the mean of the last map
-  after `encoder_norm`.
+  drop_path_rate, epsilon, feature_layers (None for all stages) and dtype, and
+  for `words` attention; it defines `encode`, and its `setup` calls `declare`.
   """
+
+  # Whether what `encode` gives the head begins with a class token.
+  has_class_token: ClassVar[bool] = False
 
   @property
   def hidden_size(self) -> int:
-    """Channels of the last map."""
+    """Channels of the last map, which are what the head gets."""
     return self.hidden_sizes[-1]
 
   @property
+  def all_strides(self) -> tuple[int, ...]:
+    """Pixels a cell of each stage's map; a map is half of the one before."""
+    return tuple(self.patch_size * 2**s for s in range(len(self.depths)))
+
+  @property
+  def chosen(self) -> tuple[int, ...]:
+    """The stages of `feature_layers`, counted from the first.
+
+    Raises:
+      ValueError: there is no such stage.
+    """
+    every = tuple(range(len(self.depths)))
+    if self.feature_layers is None:
+      return every
+    for stage in self.feature_layers:
+      if not -len(every) <= stage < len(every):
+        raise ValueError(
+          f'no stage {stage}: feature_layers={self.feature_layers}: stages are '
+          f'0 to {len(every) - 1}, or -1 to -{len(every)} from the end'
+        )
+    return tuple(every[s] for s in self.feature_layers)
+
+  @property
   def stride(self) -> int:
-    """Pixels a cell of the first map."""
-    return self.patch_size
+    """Pixels a cell of the first map, the finest."""
+    return self.all_strides[0]
 
   @property
   def strides(self) -> tuple[int, ...]:
     """Pixels a cell of each feature map."""
-    return tuple(
-      self.patch_size * 2 ** (s % len(self.depths))
-      for s in self.feature_layers
-    )
+    return tuple(self.all_strides[s] for s in self.chosen)
 
   @property
   def channels(self) -> tuple[int, ...]:
     """Channels of each feature map."""
-    return tuple(self.hidden_sizes[s] for s in self.feature_layers)
+    return tuple(self.hidden_sizes[s] for s in self.chosen)
 
   def check_lengths(self, *names: str) -> None:
-    """Raises a ValueError on tuples that are not one entry a stage."""
+    """Checks fields of one entry a stage, and `feature_layers`.
+
+    Raises:
+      ValueError: another number of entries, or no such stage.
+    """
     count = len(self.depths)
     for name in ('hidden_sizes', *names):
       found = getattr(self, name)
@@ -109,12 +135,7 @@ class Pyramid(nn.Module):
           f'{name}={found} has {len(found)} entries for {count} stages, '
           f'depths={self.depths}'
         )
-    for stage in self.feature_layers:
-      if not -count <= stage < count:
-        raise ValueError(
-          f'no stage {stage}: the model has stages 0 to {count - 1}, or -1 to '
-          f'-{count} from the end; feature_layers={self.feature_layers}'
-        )
+    self.chosen  # noqa: B018 - it raises
 
   def drop_path_rates(self) -> list[list[float]]:
     """Of each block of each stage: linear over all of them, from 0."""
@@ -152,12 +173,10 @@ class Pyramid(nn.Module):
     }
     return [layer[found[j % len(found)]] for j in range(count)]
 
-  def declare(self, stages: Sequence[dict[str, Any]]) -> None:
-    """Declares the parts, of the fields of each `Stage`; for `setup`."""
+  def declare(self, stages: Sequence[nn.Module]) -> None:
+    """Declares `stages`, the last norm and the head; for `setup`."""
     dtype = jnp.dtype(self.dtype)
-    self.stages = [
-      Stage(**fields, name=f'stage_{s}') for s, fields in enumerate(stages)
-    ]
+    self.stages = list(stages)
     self.encoder_norm = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
     if self.num_classes:
       self.classify = nn.Dense(
@@ -168,27 +187,39 @@ class Pyramid(nn.Module):
     self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> Float[Array, 'B K']:
     """Logits of images in the model's value range."""
-    return self.head(self.encode(images, train)[-1], train)
-
-  def encode(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """The maps of all stages."""
-    maps = [images]
-    for stage in self.stages:
-      maps.append(stage(maps[-1], train))
-    return tuple(maps[1:])
+    x, _ = self.encode(images, train)
+    return self.head(x, train)
 
   def head(
-    self, x: Float[Array, 'B y x C'], train: bool = False
+    self, x: Float[Array, 'B *N C'], train: bool = False
   ) -> Float[Array, 'B K']:
-    """Classifies the mean of the last map's tokens, normed."""
-    x = self.encoder_norm(x).mean(axis=(1, 2))
+    """Classifies the class token, or without one the mean of all tokens."""
+    tokens = tuple(range(1, x.ndim - 1))
+    x = x[:, 0] if self.has_class_token else x.mean(axis=tokens)
     return self.classify(x) if self.num_classes else x
 
   def features(
     self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, before any last norm."""
-    maps = self.encode(images, train)
-    return tuple(maps[s] for s in self.feature_layers)
+    """Maps [B rows columns C] of `feature_layers`, as the stages give them."""
+    _, maps = self.encode(images, train)
+    return tuple(maps[s] for s in self.chosen)
+
+
+class StagesOfMaps(Pyramid):
+  """The methods of a model of `Stage`: the head reads the last map, normed."""
+
+  def encode(
+    self, images: Float[Array, 'B Y X I'], train: bool = False
+  ) -> tuple[Float[Array, 'B y x C'], tuple[Float[Array, 'B _ _ _'], ...]]:
+    """The last map, before `encoder_norm`, and the maps of all stages."""
+    maps = [images]
+    for stage in self.stages:
+      maps.append(stage(maps[-1], train))
+    return maps[-1], tuple(maps[1:])
+
+  def head(
+    self, x: Float[Array, 'B y x C'], train: bool = False
+  ) -> Float[Array, 'B K']:
+    """Classifies the mean of the last map's tokens, normed."""
+    return super().head(self.encoder_norm(x), train)

@@ -7,106 +7,19 @@ import itertools
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from vit_jax import layers, specs
-from vit_jax.models.batch_norm import BatchNorm
+from vit_jax.models.convolution import ConvNorm, max_pool
+from vit_jax.models.pyramid import Pyramid
 from vit_jax.shapes import Array, Float
 
 # Goyal et al. 2017, section 5.1: convolutions as He et al. 2015, the head
 # N(0, .01), and each block's last scale 0, so that it starts as its shortcut.
-KERNEL = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 HEAD = nn.initializers.normal(stddev=0.01)
 # Pixels a cell after it: 7×7 / 2 and max-pool 3×3 / 2, or a 3×3 for small
 # images, which He et al. 2016, section 4.2, have on CIFAR.
 STEMS = {'imagenet': 4, 'cifar': 1}
-
-
-class Conv(nn.Module):
-  """A convolution without bias, [B Y X I] → [B Y/stride X/stride features].
-
-  Zeros are padded alike on both sides, as PyTorch does: SAME would shift the
-  map where the stride is 2. A 1×1 is a matrix product: on a CPU the gradient of
-  its kernel takes a tenth of the time.
-
-  Attributes:
-    size: rows and columns of the window, odd.
-  """
-
-  features: int
-  size: int
-  stride: int = 1
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'B Y X I']) -> Float[Array, 'B y x O']:
-    """Convolves; sides are rounded up."""
-    shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param('kernel', KERNEL, shape).astype(self.dtype)
-    x, s, pad = x.astype(self.dtype), self.stride, self.size // 2
-    if self.size == 1:
-      x = x[:, ::s, ::s]
-      flat = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-      return flat.reshape(*x.shape[:-1], self.features)
-    return jax.lax.conv_general_dilated(
-      x, kernel, (s, s), ((pad, pad), (pad, pad)),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )  # fmt: skip
-
-
-class ConvNorm(nn.Module):
-  """norm(conv(x)), [B Y X I] → [B Y/stride X/stride features], rounded up.
-
-  Attributes:
-    size: of the window, see `Conv`.
-    zero: whether the scale starts at 0.
-    frozen: see `BatchNorm`.
-  """
-
-  features: int
-  size: int
-  stride: int = 1
-  zero: bool = False
-  frozen: bool = False
-  epsilon: float = 1e-5
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B y x O']:
-    """Convolves and normalises."""
-    x = Conv(
-      self.features, self.size, self.stride, self.dtype, name='conv'
-    )(x)
-    start = nn.initializers.zeros if self.zero else nn.initializers.ones
-    return BatchNorm(
-      epsilon=self.epsilon, scale_init=start, dtype=self.dtype,
-      frozen=self.frozen, name='norm',
-    )(x, train)  # fmt: skip
-
-
-def max_pool(x: Float[Array, 'B Y X C']) -> Float[Array, 'B y x C']:
-  """The largest of 3×3 cells, at every other one: sides are halved, rounded up.
-
-  The gradient takes a sixteenth of the time on a CPU that `nn.max_pool`'s does.
-  """
-  for axis in (1, 2):
-    count = (x.shape[axis] + 1) // 2
-    x = _padded(x, axis, 0, 2 * count - x.shape[axis])
-    x = x.reshape(*x.shape[:axis], count, 2, *x.shape[axis + 1 :])
-    even, odd = (jax.lax.index_in_dim(x, i, axis + 1, False) for i in (0, 1))
-    before = jax.lax.slice_in_dim(_padded(odd, axis, 1, 0), 0, count, 1, axis)
-    x = jnp.maximum(jnp.maximum(before, even), odd)
-  return x
-
-
-def _padded(x, axis: int, before: int, after: int):
-  """With that many cells of -∞ in front and behind."""
-  pads = [(0, 0)] * x.ndim
-  pads[axis] = (before, after)
-  return jnp.pad(x, pads, constant_values=-jnp.inf)
 
 
 class ResidualBlock(nn.Module):
@@ -184,11 +97,12 @@ class Stage(nn.Module):
     return x
 
 
-class ResNetClassifier(nn.Module):
+class ResNetClassifier(Pyramid):
   """Images [B Y X C] → logits [B K]. He et al. 2016; sizes: `VARIANTS`.
 
   Images of any size. A stage halves the map, rounding up, but for the first,
-  whose cells are 4 pixels (1 with the stem 'cifar').
+  whose cells are 4 pixels (1 with the stem 'cifar'). In training `batch_stats`
+  must be mutable.
 
   Attributes:
     num_classes: K; 0 gives the mean of the last map.
@@ -239,11 +153,6 @@ class ResNetClassifier(nn.Module):
   }  # fmt: skip
 
   @property
-  def hidden_size(self) -> int:
-    """Channels of what the head gets."""
-    return self.hidden_sizes[-1]
-
-  @property
   def steps(self) -> tuple[int, ...]:
     """The stride of each stage."""
     first = 2 if self.downsample_in_first_stage else 1
@@ -256,34 +165,6 @@ class ResNetClassifier(nn.Module):
     return tuple(
       itertools.accumulate(self.steps, lambda x, y: x * y, initial=start)
     )[1:]
-
-  @property
-  def chosen(self) -> tuple[int, ...]:
-    """The stages of `feature_layers`."""
-    every = tuple(range(len(self.depths)))
-    if self.feature_layers is None:
-      return every
-    if not set(self.feature_layers) <= {*every, *(~i for i in every)}:
-      raise ValueError(
-        f'feature_layers={self.feature_layers}: stages are 0 to {every[-1]}, '
-        f'or -1 to {~every[-1]} from the end'
-      )
-    return tuple(every[i] for i in self.feature_layers)
-
-  @property
-  def stride(self) -> int:
-    """Pixels a cell of the finest map."""
-    return self.all_strides[0]
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return tuple(self.all_strides[i] for i in self.chosen)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return tuple(self.hidden_sizes[i] for i in self.chosen)
 
   def _check(self) -> None:
     """Raises a ValueError on fields that contradict each other."""
@@ -310,45 +191,29 @@ class ResNetClassifier(nn.Module):
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
     self._check()
-    dtype, total = jnp.dtype(self.dtype), sum(self.depths)
+    dtype = jnp.dtype(self.dtype)
     small = specs.lookup(STEMS, self.stem, 'stem') == 1
     self.embedding = ConvNorm(
       self.embedding_size, 3 if small else 7, 1 if small else 2,
       frozen=self.frozen_norm, epsilon=self.epsilon, dtype=dtype,
     )  # fmt: skip
-    rates = [
-      self.drop_path_rate * i / max(total - 1, 1) for i in range(total)
-    ]
-    ends = tuple(itertools.accumulate(self.depths))
     self.stages = [
       Stage(
-        self.block, self.hidden_sizes[s], self.steps[s],
-        tuple(rates[ends[s] - depth : ends[s]]), self.downsample_in_bottleneck,
-        self.frozen_norm, self.epsilon, self.remat, dtype, name=f'stage_{s}',
+        self.block, self.hidden_sizes[s], self.steps[s], tuple(rates),
+        self.downsample_in_bottleneck, self.frozen_norm, self.epsilon,
+        self.remat, dtype, name=f'stage_{s}',
       )
-      for s, depth in enumerate(self.depths)
+      for s, rates in enumerate(self.drop_path_rates())
     ]  # fmt: skip
     if self.num_classes:
       self.classify = nn.Dense(
         self.num_classes, kernel_init=HEAD, dtype=dtype, name='head'
       )
 
-  def __call__(
+  def encode(
     self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images; in training `batch_stats` must be mutable."""
-    x = self._maps(images, train)[-1].mean(axis=(1, 2))
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of the stages in `feature_layers`."""
-    maps = self._maps(images, train)
-    return tuple(maps[i] for i in self.chosen)
-
-  def _maps(self, images, train: bool):
-    """The map of every stage."""
+  ) -> tuple[Float[Array, 'B y x C'], tuple[Float[Array, 'B _ _ _'], ...]]:
+    """The last map, and the maps of all stages."""
     x = self.embedding(images, train)
     if self.stem == 'imagenet':
       x = max_pool(x)
@@ -357,4 +222,4 @@ class ResNetClassifier(nn.Module):
     for stage in self.stages:
       x = stage(x, train)
       maps.append(x)
-    return maps
+    return x, tuple(maps)

@@ -11,10 +11,6 @@ import jax.numpy as jnp
 from vit_jax.models.pyramid import START, Pyramid
 from vit_jax.shapes import Array, Float
 
-# What PyTorch gives a convolution, uniform in ±1 / √(inputs of an output): the
-# authors' code leaves theirs to it. Biases start at 0 here, there like kernels.
-TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-
 
 class Stage(nn.Module):
   """Embedding, class token, positions, blocks, norm: [B Y X I] → [B N C].
@@ -63,19 +59,13 @@ class StagesOfTokens(Pyramid):
 
   A subclass has the fields of `Pyramid` and num_heads, mlp_ratios,
   dropout_rate, attention_dropout_rate, qkv_bias, gelu and remat, its attributes
-  `steps` and `has_class_token`, and a `setup` that calls `declare`.
+  `steps` and `has_class_token`, and declares what `stage` gives.
   """
 
   @property
-  def stride(self) -> int:
-    """Pixels a cell of the first map."""
-    return self.steps[0]
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    found = tuple(itertools.accumulate(self.steps, int.__mul__))
-    return tuple(found[s] for s in self.feature_layers)
+  def all_strides(self) -> tuple[int, ...]:
+    """Pixels a cell of each stage's map."""
+    return tuple(itertools.accumulate(self.steps, int.__mul__))
 
   def block_fields(self, stage: int) -> dict[str, Any]:
     """The fields that all blocks of a stage have in common."""
@@ -121,29 +111,13 @@ class StagesOfTokens(Pyramid):
       for rate, attention in zip(rates, chosen, strict=False)
     ]  # fmt: skip
 
-  def declare(self, stages: Sequence[dict[str, Any]]) -> None:
-    """Declares the parts, of the fields of each `Stage`; for `setup`."""
-    dtype = jnp.dtype(self.dtype)
-    last = len(stages) - 1
-    self.stages = [
-      Stage(
-        **fields, class_token=self.has_class_token and s == last,
-        dropout_rate=self.dropout_rate, name=f'stage_{s}',
-      )
-      for s, fields in enumerate(stages)
-    ]  # fmt: skip
-    self.encoder_norm = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
-    if self.num_classes:
-      self.classify = nn.Dense(
-        self.num_classes, kernel_init=START.head, dtype=dtype, name='head'
-      )
-
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, _ = self.encode(images, train)
-    return self.head(tokens, train)
+  def stage(self, stage: int, **fields: Any) -> Stage:
+    """One of them, of those of its fields that are its own; for `setup`."""
+    last = stage == len(self.depths) - 1
+    return Stage(
+      **fields, class_token=self.has_class_token and last,
+      dropout_rate=self.dropout_rate, name=f'stage_{stage}',
+    )  # fmt: skip
 
   def encode(
     self, images: Float[Array, 'B Y X I'], train: bool = False
@@ -154,20 +128,6 @@ class StagesOfTokens(Pyramid):
       tokens, grid = stage(maps[-1], train)
       maps.append(grid)
     return self.encoder_norm(tokens), tuple(maps[1:])
-
-  def head(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Classifies the class token, or without one the mean of the tokens."""
-    x = x[:, 0] if self.has_class_token else x.mean(axis=1)
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, as the stages give them."""
-    _, maps = self.encode(images, train)
-    return tuple(maps[s] for s in self.feature_layers)
 
 
 def variants(

@@ -12,13 +12,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax import layers, specs
-from vit_jax.models.initialization import Initializers
-from vit_jax.models.resnet_classifier import (
-  KERNEL,
-  ConvNorm,
-  ResidualBlock,
-  max_pool,
-)
+from vit_jax.models.convolution import ConvNorm, max_pool
+from vit_jax.models.initialization import HE, Initializers
+from vit_jax.models.resnet_classifier import ResidualBlock
 from vit_jax.shapes import Array, Float
 
 
@@ -69,7 +65,7 @@ class Convolutions(nn.Module):
     """Tokens of a map, by a 1×1 without norm or ReLU."""
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     return nn.Dense(
-      self.features, kernel_init=KERNEL, dtype=self.dtype, name='out'
+      self.features, kernel_init=HE, dtype=self.dtype, name='out'
     )(x)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vit_jax import attention as attentions
 from vit_jax import layers, specs
 from vit_jax.attention.weights import logits_of, mixed
-from vit_jax.models.pyramid import START, PatchNorm, Pyramid
+from vit_jax.models.pyramid import START, PatchNorm, Stage, StagesOfMaps
 from vit_jax.models.windows import Windows
 from vit_jax.shapes import Array, Float
 
@@ -181,7 +181,7 @@ class PatchMerging(nn.Module):
     )(x)  # fmt: skip
 
 
-class SwinTransformer(Pyramid):
+class SwinTransformer(StagesOfMaps):
   """Images [B Y X C] → logits [B K], through maps of ever fewer tokens.
 
   Stage s has tokens of patch_size · 2^s pixels; its blocks attend inside
@@ -204,7 +204,7 @@ class SwinTransformer(Pyramid):
       Hugging Face) or 'timm'. They agree where windows divide every map.
     drop_path_rate: of the last block; it grows linearly from 0 at the first.
     feature_layers: stages whose maps `features` returns, as they leave the
-      stage; negative from the end.
+      stage; negative from the end; None for all.
     remat: recompute each block in the backward pass, to save memory.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
   """
@@ -223,7 +223,7 @@ class SwinTransformer(Pyramid):
   gelu: str = 'exact'
   epsilon: float = 1e-5
   drop_path_rate: float = 0.0
-  feature_layers: tuple[int, ...] = (0, 1, 2, 3)
+  feature_layers: tuple[int, ...] | None = (0, 1, 2, 3)
   remat: bool = False
   dtype: Any = 'float32'
 
@@ -293,5 +293,5 @@ class SwinTransformer(Pyramid):
         )
       else:
         embedding = functools.partial(PatchMerging, width, **common)
-      stages.append({'embedding': embedding, 'blocks': blocks})
+      stages.append(Stage(embedding, blocks, name=f'stage_{s}'))
     self.declare(stages)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from vit_jax import attention as attentions
 from vit_jax import layers
 from vit_jax.models.encoder import Encoder1DBlock, check_blocks
-from vit_jax.models.initialization import initializers
+from vit_jax.models.flat import Flat
+from vit_jax.models.initialization import TORCH, initializers
 from vit_jax.shapes import Array, Float
 
-CLASSIFIERS = ('token', 'gap')
 # Words of all P = B·N patches, and tokens, the class token before the patches.
 Words = Float[Array, 'P M c']
 Tokens = Float[Array, 'B L C']
@@ -119,7 +119,7 @@ class TNTBlock(nn.Module):
     return words, x
 
 
-class TNT(nn.Module):
+class TNT(Flat):
   """Images [B Y X C] → logits [B K], by words within patches.
 
   A 7×7 convolution makes m×m words of each patch, each patch on its own, whose
@@ -185,27 +185,9 @@ class TNT(nn.Module):
 
   prefix: ClassVar[int] = 1  # the class token, before the patches
 
-  @property
-  def stride(self) -> int:
-    """Pixels a token."""
-    return self.patch_size
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
-    if self.classifier not in CLASSIFIERS:
-      raise ValueError(
-        f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
-      )
+    self.check_classifier()
     if self.legacy and self.patch_size % self.word_stride:
       raise ValueError(
         f'legacy=True needs a word_stride that divides patch_size='
@@ -213,11 +195,9 @@ class TNT(nn.Module):
       )
     dtype, width = jnp.dtype(self.dtype), self.hidden_size
     start = initializers(self.initialization)
-    # Uniform in ±1/√(7·7·channels), which the authors leave to PyTorch.
     self.word_embedding = nn.Conv(
       self.inner_size, (7, 7), (self.word_stride,) * 2, ((3, 3), (3, 3)),
-      kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-      dtype=dtype,
+      kernel_init=TORCH, dtype=dtype,  # the authors leave it to PyTorch
     )  # fmt: skip
     side = -(-self.patch_size // self.word_stride)
     self.word_positions = self.param(
@@ -239,16 +219,8 @@ class TNT(nn.Module):
         self.num_classes, kernel_init=start.head, dtype=dtype, name='head'
       )
 
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
-
   def embed(
-    self, images: Float[Array, 'B Y X I']
+    self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> tuple[tuple[Words, Tokens], tuple[int, int]]:
     """Words; class token and patches without positions; and their grid."""
     batch, size = images.shape[0], self.patch_size
@@ -305,20 +277,3 @@ class TNT(nn.Module):
       outputs.append(both[1])
     norm = self.encoder_norm
     return norm(both[1]), tuple(norm(outputs[i]) for i in collect)
-
-  def head(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Classifies the class token, or the mean of the patches after it."""
-    x = x[:, 0] if self.classifier == 'token' else x[:, 1:].mean(axis=1)
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, after the last norm."""
-    tokens, grid = self.embed(images)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(
-      x[:, 1:].reshape(-1, *grid, self.hidden_size) for x in outputs
-    )

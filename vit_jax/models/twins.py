@@ -13,13 +13,12 @@ from vit_jax.attention.reduction import SpatialReduction
 from vit_jax.attention.strides import attend
 from vit_jax.models.conditional import ConditionalPosition
 from vit_jax.models.encoder import Encoder1DBlock
-from vit_jax.models.pyramid import START, PatchNorm, Pyramid
+from vit_jax.models.initialization import HE
+from vit_jax.models.pyramid import START, PatchNorm, Stage, StagesOfMaps
 from vit_jax.models.windows import Windows
 from vit_jax.shapes import Array, Float
 
 LOCAL, GLOBAL = 'lsa', 'gsa'  # the words for the published attentions
-# Of convolutions, the authors' code: variance 2 / (rows · columns · outputs).
-HE = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class LocallyGrouped(Mixer):
@@ -50,7 +49,7 @@ class LocallyGrouped(Mixer):
     return windows.join(x)
 
 
-class Twins(Pyramid):
+class Twins(StagesOfMaps):
   """Twins-SVT and Twins-PCPVT: images [B Y X C] → logits [B K].
 
   Every stage embeds patches, has blocks, and after its first block a
@@ -74,7 +73,7 @@ class Twins(Pyramid):
     drop_path_rate: of the last block; it grows linearly from 0 at the first.
     epsilon: of the norms of blocks and of the last norm.
     embedding_epsilon: of the norms after patch embeddings and in 'gsa'.
-    feature_layers: stages whose maps `features` returns.
+    feature_layers: stages whose maps `features` returns; None for all.
     remat: recompute each block in the backward pass, to save memory.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
   """
@@ -93,7 +92,7 @@ class Twins(Pyramid):
   epsilon: float = 1e-6
   embedding_epsilon: float = 1e-5
   drop_path_rate: float = 0.0
-  feature_layers: tuple[int, ...] = (0, 1, 2, 3)
+  feature_layers: tuple[int, ...] | None = (0, 1, 2, 3)
   remat: bool = False
   dtype: Any = 'float32'
 
@@ -133,9 +132,9 @@ class Twins(Pyramid):
     self.declare([self._stage(s) for s in range(len(self.depths))])
 
   def _check_size(self, size: tuple[int, int]) -> None:
-    layers.grid_of(size, self.patch_size * 2 ** (len(self.depths) - 1))
+    layers.grid_of(size, self.all_strides[-1])
 
-  def _stage(self, s: int) -> dict[str, Any]:
+  def _stage(self, s: int) -> Stage:
     dtype, width = jnp.dtype(self.dtype), self.hidden_sizes[s]
     own = {
       LOCAL: functools.partial(LocallyGrouped, size=self.window_size),
@@ -164,19 +163,17 @@ class Twins(Pyramid):
         self.words(tuple(own)), self.drop_path_rates()[s], strict=False
       )
     ]  # fmt: skip
-    return {
-      'embedding': functools.partial(
-        PatchNorm, width, 2 if s else self.patch_size, self.embedding_epsilon,
-        dtype, HE,
-      ),
-      'blocks': blocks,
-      'position': functools.partial(ConditionalPosition, dtype=dtype),
-    }  # fmt: skip
+    embedding = functools.partial(
+      PatchNorm, width, 2 if s else self.patch_size, self.embedding_epsilon,
+      dtype, HE,
+    )  # fmt: skip
+    position = functools.partial(ConditionalPosition, dtype=dtype)
+    return Stage(embedding, blocks, position, name=f'stage_{s}')
 
   def encode(
     self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """The maps of all stages.
+  ) -> tuple[Float[Array, 'B y x C'], tuple[Float[Array, 'B _ _ _'], ...]]:
+    """The last map, before `encoder_norm`, and the maps of all stages.
 
     Raises:
       ValueError: patches do not cover the images.

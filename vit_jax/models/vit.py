@@ -10,15 +10,14 @@ from vit_jax import layers
 from vit_jax.models import resnet as resnets
 from vit_jax.models import stems
 from vit_jax.models.encoder import Encoder, Encoder1DBlock, MAPHead
+from vit_jax.models.flat import Flat
 from vit_jax.models.initialization import initializers
 from vit_jax.models.positions import split_position
 from vit_jax.models.sizes import SIZES, variants
 from vit_jax.shapes import Array, Float
 
-CLASSIFIERS = ('token', 'gap', 'map', 'unpooled', 'token_unpooled')
 
-
-class VisionTransformer(nn.Module):
+class VisionTransformer(Flat):
   """Images [B Y X C] → logits [B K] (unpooled: [B N K]).
 
   Sizes: `VARIANTS`, 'Ti/16' to 'g/14', and hybrids, whose patches are those of
@@ -110,6 +109,9 @@ class VisionTransformer(nn.Module):
   stem: str = 'patches'
 
   VARIANTS: ClassVar[dict[str, dict[str, Any]]] = variants()
+  CLASSIFIERS: ClassVar[tuple[str, ...]] = (
+    'token', 'gap', 'map', 'unpooled', 'token_unpooled'
+  )  # fmt: skip
 
   @property
   def prefix(self) -> int:
@@ -131,16 +133,6 @@ class VisionTransformer(nn.Module):
     return resnets.stride(self.resnet) * self.patch_size
 
   @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
-  @property
   def has_class_token(self) -> bool:
     """Whether the first token is the class token."""
     needed = self.classifier in ('token', 'token_unpooled')
@@ -148,10 +140,7 @@ class VisionTransformer(nn.Module):
 
   def _check(self) -> None:
     """Raises a ValueError on fields that contradict each other."""
-    if self.classifier not in CLASSIFIERS:
-      raise ValueError(
-        f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
-      )
+    self.check_classifier()
     if not self.has_class_token and 'token' in self.classifier.split('_'):
       raise ValueError(
         f'classifier={self.classifier!r} needs the class token: set '
@@ -257,14 +246,6 @@ class VisionTransformer(nn.Module):
     tokens = [self.cls] if self.has_class_token else []
     return [*tokens, self.register] if self.num_registers else tokens
 
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, '...']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images, train)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
-
   def embed(
     self, images: Float[Array, 'B Y X I'], train: bool = False
   ) -> tuple[Float[Array, 'B N C'], tuple[int, int]]:
@@ -326,12 +307,7 @@ class VisionTransformer(nn.Module):
         'features(train=True) needs a whole grid of patches: set '
         f'patch_dropout_rate=0 (it is {self.patch_dropout_rate})'
       )
-    tokens, grid = self.embed(images, train)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(
-      x[:, self.prefix :].reshape(-1, *grid, self.hidden_size)
-      for x in outputs
-    )
+    return super().features(images, train)
 
 
 __all__ = [

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from vit_jax import attention as attentions
 from vit_jax.models.encoder import check_blocks
+from vit_jax.models.flat import Flat
+from vit_jax.models.initialization import TORCH
 from vit_jax.models.xcit_blocks import (
   START,
-  TORCH,
   ClassBlock,
   ConvStem,
   XCiTBlock,
@@ -18,7 +19,6 @@ from vit_jax.models.xcit_blocks import (
 )
 from vit_jax.shapes import Array, Float
 
-CLASSIFIERS = ('token', 'gap')
 SIZES = {
   # name   width layers heads LayerScale norm_tokens
   'N12':  (  128,    12,    4,       1.0, False),
@@ -88,7 +88,7 @@ class XCiTEncoder(nn.Module):
     return x, tuple(outputs[i] for i in collect)
 
 
-class XCiT(nn.Module):
+class XCiT(Flat):
   """Images [B Y X C] → logits [B K]; O(N), for attention mixes channels.
 
   A convolutional stem makes the patches, Fourier features through one Dense are
@@ -138,30 +138,9 @@ class XCiT(nn.Module):
 
   VARIANTS: ClassVar[dict[str, dict[str, Any]]] = variants()
 
-  # Tokens before the patches in what the blocks return.
-  prefix: ClassVar[int] = 0
-
-  @property
-  def stride(self) -> int:
-    """Pixels a token."""
-    return self.patch_size
-
-  @property
-  def strides(self) -> tuple[int, ...]:
-    """Pixels a cell of each feature map."""
-    return (self.stride,) * len(self.feature_layers)
-
-  @property
-  def channels(self) -> tuple[int, ...]:
-    """Channels of each feature map."""
-    return (self.hidden_size,) * len(self.feature_layers)
-
   def setup(self):
     """Declares the parts; raises a ValueError on a bad field."""
-    if self.classifier not in CLASSIFIERS:
-      raise ValueError(
-        f'classifier={self.classifier!r}; choices: {", ".join(CLASSIFIERS)}'
-      )
+    self.check_classifier()
     dtype, width = jnp.dtype(self.dtype), self.hidden_size
     self.embedding = ConvStem(width, self.patch_size, self.gelu, dtype)
     if self.positions:
@@ -190,14 +169,6 @@ class XCiT(nn.Module):
       self.classify = nn.Dense(
         self.num_classes, kernel_init=START.head, dtype=dtype, name='head'
       )
-
-  def __call__(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Logits of images in the model's value range."""
-    tokens, grid = self.embed(images, train)
-    x, _ = self.encode(tokens, grid, train)
-    return self.head(x, train)
 
   def embed(
     self, images: Float[Array, 'B Y X I'], train: bool = False
@@ -232,18 +203,3 @@ class XCiT(nn.Module):
     for block in self.class_blocks:
       x = block(x, train)
     return self.encoder_norm(x), tuple(map(self.encoder_norm, outputs))
-
-  def head(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B K']:
-    """Classifies the class token, or the mean of the patches after it."""
-    x = x[:, 0] if self.classifier == 'token' else x[:, 1:].mean(axis=1)
-    return self.classify(x) if self.num_classes else x
-
-  def features(
-    self, images: Float[Array, 'B Y X I'], train: bool = False
-  ) -> tuple[Float[Array, 'B y x C'], ...]:
-    """Maps [B rows columns C] of `feature_layers`, after the last norm."""
-    tokens, grid = self.embed(images, train)
-    _, outputs = self.encode(tokens, grid, train, self.feature_layers)
-    return tuple(x.reshape(-1, *grid, self.hidden_size) for x in outputs)

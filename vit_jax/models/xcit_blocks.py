@@ -11,13 +11,10 @@ from vit_jax import attention as attentions
 from vit_jax import layers
 from vit_jax.attention.depthwise import depthwise
 from vit_jax.models.batch_norm import BatchNorm
-from vit_jax.models.initialization import initializers
+from vit_jax.models.initialization import TORCH, initializers
 from vit_jax.shapes import Array, Float
 
 START = initializers('truncated')
-# The authors' code leaves convolutions to PyTorch, which draws uniformly in
-# ±1 / √(inputs of an output); their biases, which start at 0 here, too.
-TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 FREQUENCIES = 32  # channels of each axis of `fourier`
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from vit_jax.pretrained.layouts import (
   CONV,
   DENSE,
+  PIXEL,
   SAME,
   Layout,
   fused,
@@ -280,7 +281,7 @@ def _refuse(
 
 
 __all__ = [
-  'CONV', 'COUNTED', 'DENSE', 'SAME', 'ConversionError', 'Layout', 'Pair',
-  'Row', 'flatten', 'fused', 'heads', 'heads_bias', 'heads_out', 'pairs',
-  'read', 'reshaped', 'stacked', 'unflatten', 'with_counts', 'write',
+  'CONV', 'COUNTED', 'DENSE', 'PIXEL', 'SAME', 'ConversionError', 'Layout',
+  'Pair', 'Row', 'flatten', 'fused', 'heads', 'heads_bias', 'heads_out',
+  'pairs', 'read', 'reshaped', 'stacked', 'unflatten', 'with_counts', 'write',
 ]  # fmt: skip

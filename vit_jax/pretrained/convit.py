@@ -12,18 +12,11 @@ import flax.linen as nn
 
 from vit_jax import layers
 from vit_jax.models.convit import HEAD_WIDTH, SIZES, ConViT
-from vit_jax.pretrained import base, timm_checks, timm_tables, timm_write
-from vit_jax.pretrained.convert import (
-  SAME,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
-)
+from vit_jax.pretrained import base, fields, rows, timm_checks, timm_write
+from vit_jax.pretrained.convert import SAME, Pair, pairs
 from vit_jax.pretrained.family import Arrays, Timm
+from vit_jax.pretrained.rows import ATTENTION
+from vit_jax.pretrained.timm_tables import BLOCK, OURS
 
 NAMES = {
   'convit_tiny': 'Ti/16', 'convit_small': 'S/16', 'convit_base': 'B/16'
@@ -32,15 +25,9 @@ KNOWN = (
   'img_size', 'patch_size', 'in_chans', 'num_classes', 'embed_dim', 'depth',
   'num_heads', 'mlp_ratio', 'qkv_bias', 'local_up_to_layer', 'use_pos_embed',
 )  # fmt: skip
-NEEDLESS = (
-  'drop_rate', 'pos_drop_rate', 'proj_drop_rate', 'attn_drop_rate',
-  'drop_path_rate', 'locality_strength',  # how training begins
-)  # fmt: skip
-POOLS = {'token': 'token', 'avg': 'gap'}
-FIXED = {'global_pool': tuple(POOLS), 'hybrid_backbone': (None,)}
+NEEDLESS = (*fields.RATES, 'locality_strength')  # how training begins
+FIXED = {'global_pool': tuple(fields.POOLS), 'hybrid_backbone': (None,)}
 LOCAL = re.compile(r'blocks\.(\d{1,9})\.attn\.gating_param')
-BLOCK, OURS = 'blocks.{i}.', 'Transformer/encoderblock_{i}/'
-ATTENTION = f'{OURS}MultiHeadDotProductAttention_0/'
 
 
 def read(
@@ -72,16 +59,13 @@ def read(
   gates = timm_checks.shape(where, found, 'blocks.0.attn.gating_param', 1)[0]
   if width % base.bounded(where, 'num_heads', gates, width):
     raise ValueError(f'{where}: num_heads={gates} does not divide {width}')
-  head = 'head.weight' in found
   seen = {
     'patch_size': side,
     'in_chans': channels,
     'embed_dim': width // gates,
     'depth': depth,
     'num_heads': gates,
-    'num_classes': (
-      timm_checks.shape(where, found, 'head.weight', 2)[0] if head else 0
-    ),
+    'num_classes': fields.size_of(where, found, 'head.weight'),
     'qkv_bias': 'blocks.0.attn.v.bias' in found,
     'local_up_to_layer': len(local),
     'use_pos_embed': 'pos_embed' in found,
@@ -102,7 +86,7 @@ def read(
     'mlp_dim': hidden,
     'num_class_layers': depth - len(local),
     'image_size': timm_checks.table_size(where, cells, image_size, side),
-    'classifier': POOLS[said['global_pool']],
+    'classifier': fields.POOLS[said['global_pool']],
     'positions': seen['use_pos_embed'],
     'qkv_bias': seen['qkv_bias'],
   }
@@ -118,54 +102,34 @@ def _check_square(where: str, size: tuple[int, int]) -> None:
 
 def table(model: nn.Module) -> list[Pair]:
   """Which arrays of timm's are which variables."""
-  h, depth = model.num_heads, model.num_layers + model.num_class_layers
+  depth, to = model.num_layers + model.num_class_layers, f'{OURS}{ATTENTION}'
+  part, with_bias = f'{BLOCK}attn.', (model.num_heads, model.qkv_bias)
   both = [
-    *timm_tables.norm(f'{BLOCK}norm1', f'{OURS}LayerNorm_0'),
-    *timm_tables.norm(f'{BLOCK}norm2', f'{OURS}LayerNorm_1'),
-    *timm_tables.dense(f'{BLOCK}mlp.fc1', f'{OURS}MlpBlock_0/Dense_0'),
-    *timm_tables.dense(f'{BLOCK}mlp.fc2', f'{OURS}MlpBlock_0/Dense_1'),
-    (f'{BLOCK}attn.proj.weight', f'{ATTENTION}out/kernel', heads_out(h)),
-    (f'{BLOCK}attn.proj.bias', f'{ATTENTION}out/bias', SAME),
-    *timm_tables.embedding('patch_embed.proj', 'embedding'),
-    *timm_tables.norm('norm', 'Transformer/encoder_norm'),
+    *rows.embedding('patch_embed.proj', 'embedding'),
     ('cls_token', 'cls', SAME),
+    *rows.norm(f'{BLOCK}norm1', f'{OURS}LayerNorm_0'),
+    *rows.out(f'{part}proj', to, model.num_heads),
+    *rows.norm(f'{BLOCK}norm2', f'{OURS}LayerNorm_1'),
+    *rows.mlp(f'{BLOCK}mlp.fc1', f'{BLOCK}mlp.fc2', OURS),
+    *rows.norm('norm', 'Transformer/encoder_norm'),
   ]
   if model.positions:
-    ours = 'Transformer/posembed_input/pos_embedding'
-    both.append(('pos_embed', ours, SAME))
+    both.append(('pos_embed', rows.POSITIONS, SAME))
   if model.num_classes:
-    both += timm_tables.dense('head', 'head')
+    both += rows.dense('head', 'head')
   local = [
-    *_projected('qk', ('query', 'key'), h, model.qkv_bias),
-    *_projected('v', ('value',), h, model.qkv_bias),
-    (f'{BLOCK}attn.pos_proj.weight', f'{ATTENTION}attend/positions', SAME),
-    (f'{BLOCK}attn.pos_proj.bias', f'{ATTENTION}attend/bias', SAME),
-    (f'{BLOCK}attn.gating_param', f'{ATTENTION}attend/gate', SAME),
+    *rows.projected(f'{part}qk', to, *with_bias, ('query', 'key')),
+    *rows.projected(f'{part}v', to, *with_bias, ('value',)),
+    (f'{part}pos_proj.weight', f'{to}/attend/positions', SAME),
+    (f'{part}pos_proj.bias', f'{to}/attend/bias', SAME),
+    (f'{part}gating_param', f'{to}/attend/gate', SAME),
   ]
-  rest = _projected('qkv', timm_tables.PARTS, h, model.qkv_bias)
+  rest = rows.projected(f'{part}qkv', to, *with_bias)
   return [
     *pairs(both, i=range(depth)),
     *pairs(local, i=range(model.num_layers)),
     *pairs(rest, i=range(model.num_layers, depth)),
   ]
-
-
-def _projected(
-  theirs: str, ours: tuple[str, ...], h: int, bias: bool
-) -> list[Row]:
-  """Rows of an array that holds one projection or several."""
-  rows = [(
-    f'{BLOCK}attn.{theirs}.weight',
-    tuple(f'{ATTENTION}{p}/kernel' for p in ours),
-    fused(heads(h), len(ours)),
-  )]  # fmt: skip
-  if bias:
-    rows.append((
-      f'{BLOCK}attn.{theirs}.bias',
-      tuple(f'{ATTENTION}{p}/bias' for p in ours),
-      fused(heads_bias(h), len(ours)),
-    ))  # fmt: skip
-  return rows
 
 
 def write(model: ConViT) -> tuple[str, dict[str, Any]]:
@@ -177,7 +141,6 @@ def write(model: ConViT) -> tuple[str, dict[str, Any]]:
   ))  # fmt: skip
   size, width = layers.pair(model.image_size), model.hidden_size
   _check_square('our model', size)
-  pools = {ours: theirs for theirs, ours in POOLS.items()}
   name = min(
     NAMES, key=lambda n: abs(math.log(SIZES[NAMES[n]] * HEAD_WIDTH / width))
   )
@@ -191,7 +154,7 @@ def write(model: ConViT) -> tuple[str, dict[str, Any]]:
     'qkv_bias': model.qkv_bias,
     'local_up_to_layer': model.num_layers,
     'use_pos_embed': model.positions,
-    'global_pool': pools[model.classifier],
+    'global_pool': fields.POOLED[model.classifier],
   }
 
 

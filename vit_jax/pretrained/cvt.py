@@ -6,10 +6,29 @@ from typing import Any
 import flax.linen as nn
 
 from vit_jax import layers
-from vit_jax.pretrained import base, pvt, timm_checks
+from vit_jax.pretrained import base
 from vit_jax.pretrained.convert import CONV, SAME, Pair, Row, pairs
 from vit_jax.pretrained.family import Arrays, HuggingFace
-from vit_jax.pretrained.timm_tables import dense, embedding, norm
+from vit_jax.pretrained.fields import (
+  choose,
+  must,
+  rate,
+  ratios,
+  several,
+  short,
+  sides,
+  size_of,
+)
+from vit_jax.pretrained.rows import (
+  ATTENTION,
+  PARTS,
+  attention,
+  batch_norm,
+  dense,
+  embedding,
+  mlp,
+  norm,
+)
 
 EPSILON = 1e-5  # of all its norms, whatever layer_norm_eps says
 DEFAULTS = {  # transformers' own, and the size of images, which it never says
@@ -39,10 +58,10 @@ def read(
   has for the last stage.
   """
   said = {**DEFAULTS, **said}
-  depths = pvt.several(where, said, 'depth')
+  depths = several(where, said, 'depth')
   count = len(depths)
   sizes, strides, kernels, keys = (
-    pvt.several(where, said, name, count)
+    several(where, said, name, count)
     for name in ('patch_sizes', 'patch_stride', 'kernel_qkv', 'stride_kv')
   )
   halves = [kernel // 2 for kernel in kernels]
@@ -50,7 +69,7 @@ def read(
     (size - stride + 1) // 2
     for size, stride in zip(sizes, strides, strict=True)
   ]
-  pvt.choose(
+  choose(
     where, said, patch_padding=(padding,), padding_q=(halves,),
     padding_kv=(halves,), stride_q=([1] * count,),
     qkv_projection_method=(['dw_bn'] * count,),
@@ -64,26 +83,21 @@ def read(
       'odd, with strides of 1 or 2'
     )
   rates = {
-    ours: pvt.rate(where, name, _last(where, said, name, count))
+    ours: rate(where, name, _last(where, said, name, count))
     for name, ours in RATES.items()
   }
-  size = said['image_size']
-  height, width = pvt.several(
-    where, {'image_size': [size] * 2 if isinstance(size, int) else size},
-    'image_size', 2, timm_checks.SIDE,
-  )  # fmt: skip
   return {
     'name': 'cvt',
-    'num_classes': pvt.classes(where, found),
-    'hidden_sizes': pvt.several(where, said, 'embed_dim', count, 2**16),
+    'num_classes': size_of(where, found, 'classifier.weight'),
+    'hidden_sizes': several(where, said, 'embed_dim', count, 2**16),
     'depths': depths,
-    'num_heads': pvt.several(where, said, 'num_heads', count),
-    'mlp_ratios': pvt.ratios(where, said, 'mlp_ratio', count),
+    'num_heads': several(where, said, 'num_heads', count),
+    'mlp_ratios': ratios(where, said, 'mlp_ratio', count),
     'patch_sizes': sizes,
     'patch_strides': strides,
     'kernel_sizes': kernels,
     'key_strides': keys,
-    'image_size': height if height == width else (height, width),
+    'image_size': short(sides(where, 'image_size', said['image_size'])),
     'qkv_bias': said['qkv_bias'][-1],
     'gelu': 'exact',
     'epsilon': EPSILON,
@@ -106,9 +120,9 @@ def write(found: base.Pretrained) -> dict[str, Any]:
   """See `family.HuggingFace`."""
   model = found.model
   count = len(model.depths)
-  pvt.must(
-    model, 'huggingface', attention=('conv_projection',), gelu=('exact',),
-    epsilon=(EPSILON,),
+  must(
+    model, 'the format huggingface', attention=('conv_projection',),
+    gelu=('exact',), epsilon=(EPSILON,),
   )  # fmt: skip
   halves = [kernel // 2 for kernel in model.kernel_sizes]
   if any(k % 2 == 0 for k in model.kernel_sizes) or not (
@@ -124,7 +138,6 @@ def write(found: base.Pretrained) -> dict[str, Any]:
       "transformers cannot open a CvT of these depths: stage i's must be more "
       f'than i, counted from 0; they are {model.depths}'
     )
-  size = layers.pair(model.image_size)
   early = [0.0] * (count - 1)
   return {
     'architectures': ['CvtForImageClassification'],
@@ -155,19 +168,16 @@ def write(found: base.Pretrained) -> dict[str, Any]:
     'padding_q': halves,
     'stride_q': [1] * count,
     # Of no use to transformers; ours reads it.
-    'image_size': size[0] if size[0] == size[1] else list(size),
+    'image_size': short(layers.pair(model.image_size)),
   }
 
 
 def _convolution(theirs: str, ours: str) -> list[Row]:
   """Rows of a depthwise convolution and its BatchNorm."""
   theirs = f'{theirs}.convolution_projection.'
-  state = f'batch_stats/{ours}_norm'
   return [
     (f'{theirs}convolution.weight', f'{ours}_conv/kernel', CONV),
-    *norm(f'{theirs}normalization', f'{ours}_norm'),
-    (f'{theirs}normalization.running_mean', f'{state}/mean', SAME),
-    (f'{theirs}normalization.running_var', f'{state}/var', SAME),
+    *batch_norm(f'{theirs}normalization', f'{ours}_norm'),
   ]
 
 
@@ -184,25 +194,23 @@ def table(model: nn.Module, found: Arrays | None) -> list[Pair]:
     if s == last:
       rows.append((f'{stage}cls_token', f'{ours}cls', SAME))
     theirs, ours = f'{stage}layers.{{i}}.', f'{ours}block_{{i}}/'
-    attend = f'{ours}MultiHeadDotProductAttention_0'
+    attend = f'{ours}{ATTENTION}'
     own = f'{theirs}attention.attention.'
-    parts = ('query', 'key', 'value')
-    for part in parts:
+    for part in PARTS:
       rows += _convolution(
         f'{own}convolution_projection_{part}', f'{attend}/{part}'
       )
     rows += [
-      *pvt.attention(
+      *attention(
         [
-          *(f'{own}projection_{part}' for part in parts),
+          *(f'{own}projection_{part}' for part in PARTS),
           f'{theirs}attention.output.dense',
         ],
         attend, model.num_heads[s], model.qkv_bias,
       ),
       *norm(f'{theirs}layernorm_before', f'{ours}LayerNorm_0'),
       *norm(f'{theirs}layernorm_after', f'{ours}LayerNorm_1'),
-      *dense(f'{theirs}intermediate.dense', f'{ours}MlpBlock_0/Dense_0'),
-      *dense(f'{theirs}output.dense', f'{ours}MlpBlock_0/Dense_1'),
+      *mlp(f'{theirs}intermediate.dense', f'{theirs}output.dense', ours),
     ]  # fmt: skip
     out += pairs(rows, i=range(depth))
   rows = norm('layernorm', 'encoder_norm')

@@ -17,6 +17,7 @@ GELUS = {
   'gelu': 'exact', 'gelu_pytorch_tanh': 'tanh', 'gelu_new': 'tanh',
   'quick_gelu': 'quick',
 }  # fmt: skip
+ACTIVATIONS = {form: name for name, form in reversed(GELUS.items())}  # back
 Table = Callable[[nn.Module], list[convert.Pair]]
 
 

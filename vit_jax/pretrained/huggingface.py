@@ -7,31 +7,55 @@ array names of its version 4, which version 5 writes as well, or those of 5.
 
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from vit_jax import models
-from vit_jax.pretrained import arrays, base, convert, families, preprocess
+from vit_jax.pretrained import (
+  arrays,
+  base,
+  convert,
+  families,
+  fields,
+  preprocess,
+  rows,
+)
 from vit_jax.pretrained import huggingface_config as configs
 
 LOOKS = 'a folder of Hugging Face (config.json with model_type)'
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 
-BLOCKS = ('encoder.layer.', 'layers.')  # in front of a block's number, 4 and 5
-# A block's modules: kind, name in version 4, name in version 5, ours.
-ATTENTION = 'MultiHeadDotProductAttention_0'
-MODULES = (
-  ('norm', 'layernorm_before', 'layernorm_before', 'LayerNorm_0'),
-  ('heads', 'attention.attention.query', 'attention.q_proj', 'query'),
-  ('heads', 'attention.attention.key', 'attention.k_proj', 'key'),
-  ('heads', 'attention.attention.value', 'attention.v_proj', 'value'),
-  ('out', 'attention.output.dense', 'attention.o_proj', 'out'),
-  ('norm', 'layernorm_after', 'layernorm_after', 'LayerNorm_1'),
-  ('dense', 'intermediate.dense', 'mlp.fc1', 'MlpBlock_0/Dense_0'),
-  ('dense', 'output.dense', 'mlp.fc2', 'MlpBlock_0/Dense_1'),
-)
+
+class Names(NamedTuple):
+  """Names of a block's modules but its norms.
+
+  Attributes:
+    block: in front of its number.
+    attention: query, key, value and out.
+    mlp: its two linear layers.
+  """
+
+  block: str
+  attention: tuple[str, str, str, str]
+  mlp: tuple[str, str]
+
+
+VERSIONS = (  # 4 and 5 of transformers
+  Names(
+    'encoder.layer.',
+    ('attention.attention.query', 'attention.attention.key',
+     'attention.attention.value', 'attention.output.dense'),
+    ('intermediate.dense', 'output.dense'),
+  ),
+  Names(
+    'layers.',
+    ('attention.q_proj', 'attention.k_proj', 'attention.v_proj',
+     'attention.o_proj'),
+    ('mlp.fc1', 'mlp.fc2'),
+  ),
+)  # fmt: skip
 
 
 def matches(path: pathlib.Path) -> bool:
@@ -65,16 +89,18 @@ def read(path: pathlib.Path) -> base.Pretrained:
   said = {**configs.DEFAULTS, **said}
   kind = configs.model_type(where, said)
   found = arrays.read_safetensors_folder(path)
-  prefix = f'{kind}.' if any(n.startswith(f'{kind}.') for n in found) else ''
+  prefix = fields.found_prefix(found, kind)
   config = configs.read(where, said, found, prefix)
-  version = 0 if any(n.startswith(prefix + BLOCKS[0]) for n in found) else 1
-  _check_blocks(where, found, prefix + BLOCKS[version], config['num_layers'])
+  four, five = VERSIONS
+  old = any(n.startswith(prefix + four.block) for n in found)
+  names = four if old else five
+  _check_blocks(where, found, prefix + names.block, config['num_layers'])
   channels = said['num_channels']
   return base.fill(
     where,
     config=config,
     arrays=found,
-    table=_table(kind, models.build(**config), prefix, version),
+    table=_table(kind, models.build(**config), prefix, names),
     preprocess=_preprocess(path, kind, config['image_size'], channels),
     labels=configs.labels(where, said, config['num_classes']),
     channels=channels,
@@ -141,8 +167,8 @@ def write(
   else:
     config = configs.write(found)
     kind = config['model_type']
-    # transformers' bare models have no prefix.
-    table = _table(kind, model, f'{kind}.' if model.num_classes else '', 0)
+    prefix = fields.prefix(model, None, kind)
+    table = _table(kind, model, prefix, VERSIONS[0])
   flat = convert.flatten(found.variables)
   weights = convert.write(flat, table, found.dtypes, 'the format huggingface')
   path.mkdir()
@@ -168,54 +194,33 @@ def _check_blocks(
 
 
 def _table(
-  kind: str, model: nn.Module, prefix: str, version: int
+  kind: str, model: nn.Module, prefix: str, names: Names
 ) -> list[convert.Pair]:
-  rows = _rows(kind, model, prefix, version)
-  return convert.pairs(rows, i=range(model.num_layers))
-
-
-def _rows(
-  kind: str, model: nn.Module, prefix: str, version: int
-) -> Iterator[convert.Row]:
-  """Rows of `convert.pairs`, where '{i}' is a block's number."""
+  """Which arrays are which variables; `names` are those of a version."""
   teacher = kind == 'deit' and not model.num_registers
-  stem = f'{prefix}embeddings'
-  patches = f'{stem}.patch_embeddings.projection'
-  positions = 'Transformer/posembed_input/pos_embedding'
-  yield f'{stem}.cls_token', 'cls', convert.SAME
+  stem, block = f'{prefix}embeddings', f'{prefix}{names.block}{{i}}.'
+  ours = 'Transformer/encoderblock_{i}/'
+  table = [
+    (f'{stem}.cls_token', 'cls', convert.SAME),
+    (f'{stem}.position_embeddings', rows.POSITIONS, convert.SAME),
+    *rows.embedding(f'{stem}.patch_embeddings.projection', 'embedding'),
+    *rows.norm(f'{block}layernorm_before', f'{ours}LayerNorm_0'),
+    *rows.attention(
+      [f'{block}{name}' for name in names.attention],
+      f'{ours}{rows.ATTENTION}', model.num_heads, model.qkv_bias,
+    ),
+    *rows.norm(f'{block}layernorm_after', f'{ours}LayerNorm_1'),
+    *rows.mlp(*(f'{block}{name}' for name in names.mlp), ours),
+    *rows.norm(f'{prefix}layernorm', 'Transformer/encoder_norm'),
+  ]  # fmt: skip
   if kind == 'deit':
     token = 'dist' if teacher else 'register'
-    yield f'{stem}.distillation_token', token, convert.SAME
-  yield f'{stem}.position_embeddings', positions, convert.SAME
-  yield f'{patches}.weight', 'embedding/kernel', convert.CONV
-  yield f'{patches}.bias', 'embedding/bias', convert.SAME
-  for part, *theirs, ours in MODULES:
-    name = f'{prefix}{BLOCKS[version]}{{i}}.{theirs[version]}'
-    ours = f'{ATTENTION}/{ours}' if part in ('heads', 'out') else ours
-    ours = f'Transformer/encoderblock_{{i}}/{ours}'
-    bias = part != 'heads' or model.qkv_bias
-    yield from _module(part, name, ours, model.num_heads, bias)
-  yield from _module('norm', f'{prefix}layernorm', 'Transformer/encoder_norm')
+    table.append((f'{stem}.distillation_token', token, convert.SAME))
   if model.representation_size is not None:
-    yield from _module('dense', f'{prefix}pooler.dense', 'pre_logits')
+    table += rows.dense(f'{prefix}pooler.dense', 'pre_logits')
   if model.num_classes and teacher:
-    yield from _module('dense', 'cls_classifier', 'head')
-    yield from _module('dense', 'distillation_classifier', 'head_dist')
+    table += rows.dense('cls_classifier', 'head')
+    table += rows.dense('distillation_classifier', 'head_dist')
   elif model.num_classes:
-    yield from _module('dense', 'classifier', 'head')
-
-
-def _module(
-  part: str, theirs: str, ours: str, heads: int = 1, bias: bool = True
-) -> Iterator[convert.Row]:
-  """The rows of one module's weight and bias."""
-  name, layout = {
-    'norm': ('scale', convert.SAME),
-    'dense': ('kernel', convert.DENSE),
-    'heads': ('kernel', convert.heads(heads)),
-    'out': ('kernel', convert.heads_out(heads)),
-  }[part]
-  yield f'{theirs}.weight', f'{ours}/{name}', layout
-  if bias:
-    same = convert.heads_bias(heads) if part == 'heads' else convert.SAME
-    yield f'{theirs}.bias', f'{ours}/bias', same
+    table += rows.dense('classifier', 'head')
+  return convert.pairs(table, i=range(model.num_layers))

@@ -8,8 +8,8 @@ import flax.linen as nn
 import numpy as np
 
 from vit_jax import layers, models, specs
-from vit_jax.pretrained import base, families, steps
-from vit_jax.pretrained.family import GELUS
+from vit_jax.pretrained import base, families, fields
+from vit_jax.pretrained.family import ACTIVATIONS, GELUS
 
 ARCHITECTURES = {  # by model_type
   'vit': ('ViTModel', 'ViTForImageClassification'),
@@ -97,13 +97,16 @@ def read(
       f'{where}: num_attention_heads={heads}, head_dim={said["head_dim"]!r}: '
       f'heads must share hidden_size={width} equally'
     )
-  image_size = _pair(where, 'image_size', said['image_size'], 2**14)
-  patch = _pair(where, 'patch_size', said['patch_size'], 2**10)
+  image_size = fields.sides(where, 'image_size', said['image_size'])
+  patch = fields.sides(where, 'patch_size', said['patch_size'], fields.LARGEST)
   if patch[0] != patch[1]:
     raise ValueError(f'{where}: patch_size={list(patch)} must be square')
   section = {
     'name': kind,
-    'num_classes': _classes(found),
+    'num_classes': (
+      fields.size_of(where, found, 'classifier.weight')
+      or fields.size_of(where, found, 'cls_classifier.weight')
+    ),
     'patch_size': patch[0],
     'hidden_size': width,
     'num_layers': base.bounded(
@@ -113,18 +116,21 @@ def read(
     'mlp_dim': base.bounded(
       where, 'intermediate_size', said['intermediate_size'], 2**18
     ),
-    'image_size': (
-      image_size[0] if image_size[0] == image_size[1] else image_size
+    'image_size': fields.short(image_size),
+    'dropout_rate': fields.rate(
+      where, 'hidden_dropout_prob', said['hidden_dropout_prob']
     ),
-    'dropout_rate': _rate(where, 'hidden_dropout_prob', said),
-    'attention_dropout_rate': _rate(
-      where, 'attention_probs_dropout_prob', said
+    'attention_dropout_rate': fields.rate(
+      where, 'attention_probs_dropout_prob',
+      said['attention_probs_dropout_prob'],
     ),
     'qkv_bias': said['qkv_bias'],
     'gelu': GELUS[said['hidden_act']],
-    'epsilon': float(said['layer_norm_eps']),
+    'epsilon': fields.between(
+      where, 'layer_norm_eps', said['layer_norm_eps']
+    ),
     'position_resize': 'bicubic_torch',
-  }
+  }  # fmt: skip
   pooler = f'{prefix}pooler.dense.bias'
   if not section['num_classes'] and pooler in found:
     section['representation_size'] = found[pooler].size
@@ -181,24 +187,13 @@ def labels(
 
 def _check_words(where: str, said: Mapping[str, Any]) -> None:
   """Raises a ValueError on a value that our models cannot follow."""
-  choices = {
-    'hidden_act': tuple(GELUS), 'pooler_act': ('tanh',),
-    'pruned_heads': (None, {}),
-  }  # fmt: skip
-  for name, values in choices.items():
-    if said[name] not in values:
-      raise ValueError(
-        f'{where}: {name}={said[name]!r} is not read; choices: '
-        f'{", ".join(map(repr, values))}'
-      )
+  fields.choose(
+    where, said, hidden_act=tuple(GELUS), pooler_act=('tanh',),
+    pruned_heads=(None, {}),
+  )  # fmt: skip
   if not isinstance(said['qkv_bias'], bool):
     raise ValueError(
       f'{where}: qkv_bias={said["qkv_bias"]!r} must be true or false'
-    )
-  epsilon = said['layer_norm_eps']
-  if not (steps.number(epsilon) and 0 < epsilon < 1):
-    raise ValueError(
-      f'{where}: layer_norm_eps={epsilon!r} must be a number between 0 and 1'
     )
 
 
@@ -214,31 +209,6 @@ def _check_shapes(
       )
 
 
-def _classes(found: Mapping[str, np.ndarray]) -> int:
-  for name in ('classifier.weight', 'cls_classifier.weight'):
-    if name in found and found[name].ndim:
-      return len(found[name])
-  return 0
-
-
-def _pair(where: str, name: str, value: Any, high: int) -> tuple[int, int]:
-  several = isinstance(value, Sequence) and not isinstance(value, str)
-  if several and len(value) != 2:
-    raise ValueError(f'{where}: {name}={value!r} must be one number or two')
-  first, second = value if several else (value, value)
-  return (
-    base.bounded(where, name, first, high),
-    base.bounded(where, name, second, high),
-  )
-
-
-def _rate(where: str, name: str, said: Mapping[str, Any]) -> float:
-  value = said[name]
-  if not (steps.number(value) and 0 <= value < 1):
-    raise ValueError(f'{where}: {name}={value!r} must be a number in [0, 1)')
-  return float(value)
-
-
 def write(found: base.Pretrained) -> dict[str, Any]:
   """A config.json for a model.
 
@@ -247,8 +217,6 @@ def write(found: base.Pretrained) -> dict[str, Any]:
   """
   model = found.model
   kind, architecture = _architecture(model)
-  hidden_act = {form: name for name, form in reversed(GELUS.items())}
-  size = layers.pair(model.image_size)
   out = {
     'architectures': [architecture],
     'model_type': kind,
@@ -256,8 +224,8 @@ def write(found: base.Pretrained) -> dict[str, Any]:
     'num_hidden_layers': model.num_layers,
     'num_attention_heads': model.num_heads,
     'intermediate_size': model.mlp_dim,
-    'hidden_act': hidden_act[model.gelu],
-    'image_size': size[0] if size[0] == size[1] else list(size),
+    'hidden_act': ACTIVATIONS[model.gelu],
+    'image_size': fields.short(layers.pair(model.image_size)),
     'patch_size': model.patch_size,
     'num_channels': found.channels,
     'qkv_bias': model.qkv_bias,

@@ -33,6 +33,11 @@ CONV = _one(
   lambda x: _ranked(x, 4).transpose(2, 3, 1, 0),
   lambda x: x.transpose(3, 2, 0, 1),
 )
+# Its convolution of one pixel [out in 1 1] ↔ Dense [in out].
+PIXEL = _one(
+  lambda x: _ranked(x, 4).reshape(x.shape[:2]).T,
+  lambda x: x.T[:, :, None, None],
+)
 
 
 def _ranked(x: np.ndarray, rank: int) -> np.ndarray:

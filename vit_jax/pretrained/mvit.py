@@ -6,7 +6,6 @@ another size than that resize the tables of relative positions in our model, as
 timm does when it loads weights; in a timm model their places are wrong.
 """
 
-import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,20 +14,9 @@ import flax.linen as nn
 
 from vit_jax import layers
 from vit_jax.models.mvit import MViT
-from vit_jax.pretrained import timm_checks, timm_write
-from vit_jax.pretrained.convert import (
-  CONV,
-  SAME,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
-)
+from vit_jax.pretrained import fields, rows, timm_checks, timm_write
+from vit_jax.pretrained.convert import CONV, SAME, Pair, Row, pairs
 from vit_jax.pretrained.family import Arrays, Timm
-from vit_jax.pretrained.timm_tables import PARTS, dense, embedding, norm
 
 # timm's names, and our variants.
 NAMES = {
@@ -39,6 +27,7 @@ NAMES = {
   'mvitv2_base_cls': 'B-cls',
 }
 KNOWN = ('img_size', 'in_chans', 'num_classes', 'global_pool')
+BLOCK = r'stages\.(\d{1,9})\.blocks\.(\d{1,9})\.'
 STEP = 32  # of the sides of timm's images
 
 
@@ -53,16 +42,12 @@ def read(
   timm_checks.check_arguments(where, args, KNOWN, {})
   _check_size(where, image_size)
   shape = lambda name, rank=2: timm_checks.shape(where, found, name, rank)  # noqa: E731
-  block = re.compile(r'stages\.(\d{1,9})\.blocks\.(\d{1,9})\.')
-  numbers = sorted(
-    {tuple(map(int, m.groups())) for n in found if (m := block.match(n))}
-  )
-  depths = [
-    len(list(stage)) for _, stage in itertools.groupby(numbers, lambda n: n[0])
-  ]
-  if not depths or numbers != [
-    (s, j) for s, depth in enumerate(depths) for j in range(depth)
-  ]:
+  depths = fields.depths(found, BLOCK)
+  there = {m[0] for n in found if (m := re.match(BLOCK, n))}
+  if not depths or 0 in depths or there != {
+    f'stages.{s}.blocks.{j}.' for s, depth in enumerate(depths)
+    for j in range(depth)
+  }:  # fmt: skip
     raise ValueError(f'{where}: of its stages and blocks some are missing')
   first = [f'stages.{s}.blocks.0.' for s in range(len(depths))]
   widths = [shape(f'{name}attn.proj.weight')[0] for name in first]
@@ -80,7 +65,7 @@ def read(
     )
   pool = 'token' if tokens else 'avg'
   channels = shape('patch_embed.proj.weight', 4)[1]
-  classes = shape('head.fc.weight')[0] if 'head.fc.weight' in found else 0
+  classes = fields.size_of(where, found, 'head.fc.weight')
   timm_checks.check_said(where, args, {
     'in_chans': channels, 'num_classes': classes, 'global_pool': pool,
   })  # fmt: skip
@@ -108,52 +93,40 @@ def _check_size(where: str, size: tuple[int, int]) -> None:
 
 def table(model: nn.Module) -> list[Pair]:
   """Which arrays of a timm file are which variables."""
-  rows = [
-    *embedding('patch_embed.proj', 'embedding'), *norm('norm', 'encoder_norm')
-  ]  # fmt: skip
+  around = [
+    *rows.embedding('patch_embed.proj', 'embedding'),
+    *rows.norm('norm', 'encoder_norm'),
+  ]
   if model.class_token:
-    rows.append(('cls_token', 'cls', SAME))
+    around.append(('cls_token', 'cls', SAME))
   if model.num_classes:
-    rows += dense('head.fc', 'head')
-  out = pairs(rows)
+    around += rows.dense('head.fc', 'head')
+  out = pairs(around)
   before = model.hidden_sizes[0]
   for s, depth in enumerate(model.depths):
     out += pairs(_block(model, s), j=range(depth))
     if model.hidden_sizes[s] != before:
       theirs, ours = f'stages.{s}.blocks.0.', f'stage_{s}/block_0/'
-      out += pairs(dense(f'{theirs}shortcut_proj_attn', f'{ours}skip'))
+      out += pairs(rows.dense(f'{theirs}shortcut_proj_attn', f'{ours}skip'))
     before = model.hidden_sizes[s]
   return out
 
 
 def _block(model: nn.Module, stage: int) -> list[Row]:
   theirs, ours = f'stages.{stage}.blocks.{{j}}.', f'stage_{stage}/block_{{j}}/'
-  h, to = model.num_heads[stage], f'{ours}MultiHeadDotProductAttention_0/'
-  rows = [
-    *norm(f'{theirs}norm1', f'{ours}LayerNorm_0'),
-    (
-      f'{theirs}attn.qkv.weight', tuple(f'{to}{p}/kernel' for p in PARTS),
-      fused(heads(h)),
-    ),
-    (f'{theirs}attn.proj.weight', f'{to}out/kernel', heads_out(h)),
-    (f'{theirs}attn.proj.bias', f'{to}out/bias', SAME),
+  to = f'{ours}{rows.ATTENTION}/'
+  found = [
+    *rows.timm_block(theirs, ours, model.num_heads[stage], True),
     (f'{theirs}attn.rel_pos_h', f'{to}position/row', SAME),
     (f'{theirs}attn.rel_pos_w', f'{to}position/column', SAME),
-    *norm(f'{theirs}norm2', f'{ours}LayerNorm_1'),
-    *dense(f'{theirs}mlp.fc1', f'{ours}MlpBlock_0/Dense_0'),
-    *dense(f'{theirs}mlp.fc2', f'{ours}MlpBlock_0/Dense_1'),
-    (
-      f'{theirs}attn.qkv.bias', tuple(f'{to}{p}/bias' for p in PARTS),
-      fused(heads_bias(h)),
-    ),
-  ]  # fmt: skip
-  for part in PARTS:
+  ]
+  for part in rows.PARTS:
     pool = f'{to}{part}_pool/'
-    rows += [
+    found += [
       (f'{theirs}attn.pool_{part[0]}.weight', f'{pool}kernel', CONV),
-      *norm(f'{theirs}attn.norm_{part[0]}', f'{pool}LayerNorm_0'),
+      *rows.norm(f'{theirs}attn.norm_{part[0]}', f'{pool}LayerNorm_0'),
     ]
-  return rows
+  return found
 
 
 def write(model: nn.Module) -> tuple[str, dict[str, Any]]:

@@ -1,31 +1,34 @@
-"""Hugging Face's PVT ↔ ours; also how PVTv2's and CvT's config.json is read."""
+"""Hugging Face's PVT ↔ ours, and what PVTv2's config.json shares with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 
 from vit_jax import layers
-from vit_jax.pretrained import base, steps, timm_checks
-from vit_jax.pretrained.convert import (
-  CONV,
-  SAME,
-  Layout,
-  Pair,
-  Row,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
+from vit_jax.pretrained import base, timm_checks
+from vit_jax.pretrained.convert import SAME, Pair, pairs
+from vit_jax.pretrained.family import ACTIVATIONS, GELUS, Arrays, HuggingFace
+from vit_jax.pretrained.fields import (
+  between,
+  choose,
+  must,
+  prefix,
+  rate,
+  ratios,
+  several,
+  size_of,
 )
-from vit_jax.pretrained.family import GELUS, Arrays, HuggingFace
-from vit_jax.pretrained.timm_tables import dense, embedding, norm
+from vit_jax.pretrained.rows import (
+  ATTENTION,
+  attention,
+  dense,
+  embedding,
+  mlp,
+  norm,
+  reduction,
+)
 
-LARGEST = 2**10  # of a window, a ratio or a number of heads
-# PyTorch's convolution of one pixel [out in 1 1] ↔ Dense [in out].
-PIXEL = Layout(
-  lambda x: (x.reshape(x.shape[:2]).T,), lambda x: (x.T[:, :, None, None],)
-)
 DEFAULTS = {  # transformers' own
   'image_size': 224, 'num_channels': 3, 'num_encoder_blocks': 4,
   'depths': [2, 2, 2, 2], 'sequence_reduction_ratios': [8, 4, 2, 1],
@@ -35,78 +38,6 @@ DEFAULTS = {  # transformers' own
   'attention_probs_dropout_prob': 0.0, 'drop_path_rate': 0.0,
   'layer_norm_eps': 1e-6, 'qkv_bias': True,
 }  # fmt: skip
-
-
-def several(
-  where: str, said: Mapping[str, Any], name: str, count: int | None = None,
-  high: int = LARGEST,
-) -> tuple[int, ...]:  # fmt: skip
-  """Whole numbers of a config.json, one a stage.
-
-  Raises:
-    ValueError: anything else, or not `count` of them.
-  """
-  value = said[name]
-  if not isinstance(value, list | tuple) or count not in (None, len(value)):
-    raise ValueError(
-      f'{where}: {name}={value!r} must be a list of '
-      f'{"" if count is None else f"{count} "}numbers, one a stage'
-    )
-  return tuple(base.bounded(where, name, n, high) for n in value)
-
-
-def ratios(
-  where: str, said: Mapping[str, Any], name: str, count: int
-) -> tuple[float, ...]:
-  """Positive numbers of a config.json, one a stage; errors as `several`."""
-  value = said[name]
-  good = isinstance(value, list | tuple) and len(value) == count
-  if not good or not all(steps.number(x) and 0 < x <= LARGEST for x in value):
-    raise ValueError(
-      f'{where}: {name}={value!r} must be {count} positive numbers up to '
-      f'{LARGEST}, one a stage'
-    )
-  return tuple(value)
-
-
-def rate(where: str, name: str, value: Any) -> float:
-  """A rate of dropout or drop-path; a ValueError if it is none."""
-  if not (steps.number(value) and 0 <= value < 1):
-    raise ValueError(f'{where}: {name}={value!r} must be a number in [0, 1)')
-  return float(value)
-
-
-def choose(
-  where: str, said: Mapping[str, Any], **choices: Sequence[Any]
-) -> None:
-  """Raises a ValueError on a value that our model cannot follow."""
-  for name, known in choices.items():
-    # A list in JSON is a tuple in a configuration that is not saved yet.
-    value = list(said[name]) if isinstance(said[name], tuple) else said[name]
-    if not any(value == x and type(value) is type(x) for x in known):
-      raise ValueError(
-        f'{where}: {name}={said[name]!r} is not read; choices: '
-        f'{", ".join(map(repr, known))}'
-      )
-
-
-def classes(where: str, found: Arrays) -> int:
-  """How many the array of the classifier has; 0 without one."""
-  name = 'classifier.weight'
-  if name not in found:
-    return 0
-  return timm_checks.shape(where, found, name, 2)[0]
-
-
-def must(model: nn.Module, form: str, **choices: Sequence[Any]) -> None:
-  """Raises a ValueError on a field that a format has no place for."""
-  for name, known in choices.items():
-    value = getattr(model, name)
-    if value not in known:
-      raise ValueError(
-        f'the format {form} has no place for {name}={value!r} of a '
-        f'{type(model).__name__}; choices: {", ".join(map(repr, known))}'
-      )
 
 
 def common(where: str, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,11 +52,7 @@ def common(where: str, said: Mapping[str, Any]) -> dict[str, Any]:
     where, said, num_encoder_blocks=(count,), qkv_bias=(True, False),
     hidden_act=tuple(GELUS),
   )  # fmt: skip
-  epsilon = said['layer_norm_eps']
-  if not (steps.number(epsilon) and 0 < epsilon < 1):
-    raise ValueError(
-      f'{where}: layer_norm_eps={epsilon!r} must be a number between 0 and 1'
-    )
+  epsilon = between(where, 'layer_norm_eps', said['layer_norm_eps'])
   return {
     'hidden_sizes': several(where, said, 'hidden_sizes', count, 2**16),
     'depths': depths,
@@ -142,8 +69,8 @@ def common(where: str, said: Mapping[str, Any]) -> dict[str, Any]:
     'feature_layers': tuple(range(count)),
     'qkv_bias': said['qkv_bias'],
     'gelu': GELUS[said['hidden_act']],
-    'epsilon': float(epsilon),
-    'embedding_epsilon': float(epsilon),
+    'epsilon': epsilon,
+    'embedding_epsilon': epsilon,
   }  # fmt: skip
 
 
@@ -154,10 +81,9 @@ def written(found: base.Pretrained) -> dict[str, Any]:
     ValueError: transformers has no such model.
   """
   model = found.model
-  acts = {form: name for name, form in reversed(GELUS.items())}
   must(
-    model, 'huggingface', attention=('spatial_reduction',), gelu=tuple(acts),
-    embedding_epsilon=(model.epsilon,),
+    model, 'the format huggingface', attention=('spatial_reduction',),
+    gelu=tuple(ACTIVATIONS), embedding_epsilon=(model.epsilon,),
   )  # fmt: skip
   if any(ratio != int(ratio) for ratio in model.mlp_ratios):
     raise ValueError(
@@ -172,7 +98,7 @@ def written(found: base.Pretrained) -> dict[str, Any]:
     'hidden_sizes': list(model.hidden_sizes),
     'num_attention_heads': list(model.num_heads),
     'mlp_ratios': list(map(int, model.mlp_ratios)),
-    'hidden_act': acts[model.gelu],
+    'hidden_act': ACTIVATIONS[model.gelu],
     'hidden_dropout_prob': model.dropout_rate,
     'attention_probs_dropout_prob': model.attention_dropout_rate,
     'drop_path_rate': model.drop_path_rate,
@@ -195,7 +121,7 @@ def read(
   )  # fmt: skip
   return {
     'name': 'pvt',
-    'num_classes': classes(where, found),
+    'num_classes': size_of(where, found, 'classifier.weight'),
     **fields,
     'reductions': several(where, said, 'sequence_reduction_ratios', count),
     'patch_size': 4,
@@ -209,7 +135,7 @@ def write(found: base.Pretrained) -> dict[str, Any]:
   """See `family.HuggingFace`."""
   model, bare = found.model, not found.model.num_classes
   height, width = layers.pair(model.image_size)
-  must(model, 'huggingface', patch_size=(4,))
+  must(model, 'the format huggingface', patch_size=(4,))
   if height != width:
     raise ValueError(
       f'the format huggingface has no place for image_size={height}×{width} '
@@ -224,39 +150,6 @@ def write(found: base.Pretrained) -> dict[str, Any]:
     'strides': list(model.steps),
     'sequence_reduction_ratios': list(model.reductions),
   }
-
-
-def prefix(model: nn.Module, found: Arrays | None, name: str) -> str:
-  """In front of the names of all but the classifier; bare models have none."""
-  if found is None:
-    return f'{name}.' if model.num_classes else ''
-  return f'{name}.' if any(n.startswith(f'{name}.') for n in found) else ''
-
-
-def attention(
-  names: Sequence[str], ours: str, count: int, bias: bool
-) -> list[Row]:
-  """Rows of query, key, value and out, which are named `names`."""
-  rows = []
-  for theirs, part in zip(names, ('query', 'key', 'value'), strict=False):
-    rows.append((f'{theirs}.weight', f'{ours}/{part}/kernel', heads(count)))
-    if bias:
-      rows.append((f'{theirs}.bias', f'{ours}/{part}/bias', heads_bias(count)))
-  return [
-    *rows,
-    (f'{names[3]}.weight', f'{ours}/out/kernel', heads_out(count)),
-    (f'{names[3]}.bias', f'{ours}/out/bias', SAME),
-  ]
-
-
-def reduction(conv: str, normed: str, ours: str, linear: bool) -> list[Row]:
-  """Rows of what makes fewer keys, a convolution or a Dense, and its norm."""
-  layout = PIXEL if linear else CONV
-  return [
-    (f'{conv}.weight', f'{ours}/reduce/kernel', layout),
-    (f'{conv}.bias', f'{ours}/reduce/bias', SAME),
-    *norm(normed, f'{ours}/reduce_ln'),
-  ]
 
 
 def table(model: nn.Module, found: Arrays | None) -> list[Pair]:
@@ -276,7 +169,7 @@ def table(model: nn.Module, found: Arrays | None) -> list[Pair]:
     if s == len(model.depths) - 1:
       rows.append((f'{theirs}cls_token', f'{ours}cls', SAME))
     theirs, ours = f'{top}encoder.block.{s}.{{i}}.', f'{ours}block_{{i}}/'
-    attend = f'{ours}MultiHeadDotProductAttention_0'
+    attend = f'{ours}{ATTENTION}'
     own = f'{theirs}attention.self.'
     rows += [
       *norm(f'{theirs}layer_norm_1', f'{ours}LayerNorm_0'),
@@ -286,8 +179,7 @@ def table(model: nn.Module, found: Arrays | None) -> list[Pair]:
         attend, model.num_heads[s], model.qkv_bias,
       ),
       *norm(f'{theirs}layer_norm_2', f'{ours}LayerNorm_1'),
-      *dense(f'{theirs}mlp.dense1', f'{ours}MlpBlock_0/Dense_0'),
-      *dense(f'{theirs}mlp.dense2', f'{ours}MlpBlock_0/Dense_1'),
+      *mlp(f'{theirs}mlp.dense1', f'{theirs}mlp.dense2', ours),
     ]  # fmt: skip
     if model.reductions[s] > 1:
       rows += reduction(

@@ -1,25 +1,24 @@
 """timm's `pvt_v2_*` and Hugging Face's PvtV2 ↔ ours."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 
 from vit_jax import layers, models
-from vit_jax.pretrained import base, pvt, timm_checks, timm_write
-from vit_jax.pretrained.convert import (
-  SAME,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
-)
+from vit_jax.pretrained import base, fields, pvt, timm_checks, timm_write
+from vit_jax.pretrained.convert import Pair, pairs
 from vit_jax.pretrained.family import Arrays, HuggingFace, Timm
-from vit_jax.pretrained.timm_tables import dense, embedding, norm
+from vit_jax.pretrained.rows import (
+  ATTENTION,
+  attention,
+  dense,
+  embedding,
+  mlp,
+  norm,
+  reduction,
+  timm_reduced,
+)
 
 # Of timm's norms: of blocks and stages, and after convolutions.
 EPSILON, EMBEDDING_EPSILON = 1e-6, 1e-5
@@ -57,15 +56,8 @@ def read_timm(
     'mlp_ratios': list(row['mlp_ratios']), 'linear': row['linear'],
     'qkv_bias': True, **args,
   }  # fmt: skip
-  block = re.compile(r'stages\.(\d{1,3})\.blocks\.(\d{1,4})\.')
-  places = {
-    tuple(map(int, m.groups())) for n in found if (m := block.match(n))
-  }
-  depths = [
-    sum(s == stage for s, _ in places)
-    for stage in range(max((s for s, _ in places), default=-1) + 1)
-  ]
-  base.bounded(where, 'number of stages', len(depths), pvt.LARGEST)
+  depths = fields.depths(found, r'stages\.(\d{1,3})\.blocks\.(\d{1,4})\.')
+  base.bounded(where, 'number of stages', len(depths), fields.LARGEST)
 
   def shape(name: str, rank: int) -> tuple[int, ...]:
     return timm_checks.shape(where, found, name, rank)
@@ -88,7 +80,7 @@ def read_timm(
     'linear': linear,
     'qkv_bias': 'stages.0.blocks.0.attn.q.bias' in found,
     'in_chans': shape(first[0], 4)[1],
-    'num_classes': shape('head.weight', 2)[0] if 'head.weight' in found else 0,
+    'num_classes': fields.size_of(where, found, 'head.weight'),
   }
   if not linear:  # its reductions are of no effect
     seen['sr_ratios'] = ratios
@@ -96,14 +88,13 @@ def read_timm(
     if not isinstance(said[key], list):
       said[key] = [said[key]] * len(depths)
   timm_checks.check_said(where, said, seen)
-  counted = pvt.several(where, said, 'num_heads', len(depths))
-  reductions = pvt.several(where, said, 'sr_ratios', len(depths))
+  counted = fields.several(where, said, 'num_heads', len(depths))
+  reductions = fields.several(where, said, 'sr_ratios', len(depths))
   for ratio, size, wide in zip(
-    pvt.ratios(where, said, 'mlp_ratios', len(depths)), sizes, hidden,
+    fields.ratios(where, said, 'mlp_ratios', len(depths)), sizes, hidden,
     strict=True,
   ):  # fmt: skip
     timm_checks.check_ratio(where, ratio, size, wide)
-  height, width = image_size
   return {
     'name': 'pvt_v2',
     'num_classes': seen['num_classes'],
@@ -114,7 +105,7 @@ def read_timm(
     'linear': linear,
     'reductions': reductions,
     **_patches(len(depths)),
-    'image_size': height if height == width else (height, width),
+    'image_size': fields.short(image_size),
     'qkv_bias': seen['qkv_bias'],
     'epsilon': EPSILON,
     'embedding_epsilon': EMBEDDING_EPSILON,
@@ -124,7 +115,7 @@ def read_timm(
 
 def write_timm(model: nn.Module) -> tuple[str, dict[str, Any]]:
   """See `family.Timm`; every argument is written."""
-  pvt.must(
+  fields.must(
     model, 'timm', attention=('spatial_reduction',), gelu=('exact',),
     epsilon=(EPSILON,), embedding_epsilon=(EMBEDDING_EPSILON,),
     **{name: (x,) for name, x in _patches(len(model.depths)).items()},
@@ -158,36 +149,21 @@ def timm_table(model: nn.Module) -> list[Pair]:
   """See `family.Timm`."""
   out = []
   for s, depth in enumerate(model.depths):
-    count, ours = model.num_heads[s], f'stage_{s}/block_{{i}}/'
+    ours = f'stage_{s}/block_{{i}}/'
     down = f'stages.{s}.downsample.' if s else 'patch_embed.'
-    theirs, attend = (
-      f'stages.{s}.blocks.{{i}}.', f'{ours}MultiHeadDotProductAttention_0'
-    )
-    rows: list[Row] = [
+    theirs = f'stages.{s}.blocks.{{i}}.'
+    rows = [
       *embedding(f'{down}proj', f'stage_{s}/embedding/projection'),
       *norm(f'{down}norm', f'stage_{s}/embedding/norm'),
       *norm(f'stages.{s}.norm', _norm_of(model, s)),
-      *norm(f'{theirs}norm1', f'{ours}LayerNorm_0'),
-      *norm(f'{theirs}norm2', f'{ours}LayerNorm_1'),
-      *dense(f'{theirs}mlp.fc1', f'{ours}MlpBlock_0/Dense_0'),
+      *timm_reduced(theirs, ours, model.num_heads[s], model.qkv_bias),
       *embedding(f'{theirs}mlp.dwconv', f'{ours}MlpBlock_0/depthwise'),
-      *dense(f'{theirs}mlp.fc2', f'{ours}MlpBlock_0/Dense_1'),
-      (f'{theirs}attn.proj.weight', f'{attend}/out/kernel', heads_out(count)),
-      (f'{theirs}attn.proj.bias', f'{attend}/out/bias', SAME),
     ]
-    for kind, part, layout in (
-      ('weight', 'kernel', heads(count)), ('bias', 'bias', heads_bias(count))
-    ):  # fmt: skip
-      if kind == 'weight' or model.qkv_bias:
-        both = (f'{attend}/key/{part}', f'{attend}/value/{part}')
-        rows += [
-          (f'{theirs}attn.q.{kind}', f'{attend}/query/{part}', layout),
-          (f'{theirs}attn.kv.{kind}', both, fused(layout, 2)),
-        ]
     if model.linear or model.reductions[s] > 1:
-      rows += pvt.reduction(
-        f'{theirs}attn.sr', f'{theirs}attn.norm', attend, model.linear
-      )
+      rows += reduction(
+        f'{theirs}attn.sr', f'{theirs}attn.norm', f'{ours}{ATTENTION}',
+        model.linear,
+      )  # fmt: skip
     out += pairs(rows, i=range(depth))
   return out + pairs(dense('head', 'head') if model.num_classes else [])
 
@@ -197,23 +173,20 @@ def read_huggingface(
 ) -> tuple[dict[str, Any], int]:
   """See `family.HuggingFace`."""
   said = {**DEFAULTS, **said}
-  fields = pvt.common(where, said)
-  count = len(fields['depths'])
-  pvt.choose(where, said, linear_attention=(True, False))
-  size = said['image_size']
-  height, width = pvt.several(
-    where, {'image_size': [size] * 2 if isinstance(size, int) else size},
-    'image_size', 2, timm_checks.SIDE,
-  )  # fmt: skip
+  common = pvt.common(where, said)
+  count = len(common['depths'])
+  fields.choose(where, said, linear_attention=(True, False))
   return {
     'name': 'pvt_v2',
-    'num_classes': pvt.classes(where, found),
-    **fields,
+    'num_classes': fields.size_of(where, found, 'classifier.weight'),
+    **common,
     'linear': said['linear_attention'],
-    'reductions': pvt.several(where, said, 'sr_ratios', count),
-    'patch_sizes': pvt.several(where, said, 'patch_sizes', count),
-    'patch_strides': pvt.several(where, said, 'strides', count),
-    'image_size': height if height == width else (height, width),
+    'reductions': fields.several(where, said, 'sr_ratios', count),
+    'patch_sizes': fields.several(where, said, 'patch_sizes', count),
+    'patch_strides': fields.several(where, said, 'strides', count),
+    'image_size': fields.short(
+      fields.sides(where, 'image_size', said['image_size'])
+    ),
   }, base.bounded(where, 'num_channels', said['num_channels'], 64)
 
 
@@ -234,15 +207,13 @@ def write_huggingface(found: base.Pretrained) -> dict[str, Any]:
 
 def huggingface_table(model: nn.Module, found: Arrays | None) -> list[Pair]:
   """See `family.HuggingFace`."""
-  top = pvt.prefix(model, found, 'pvt_v2')
+  top = fields.prefix(model, found, 'pvt_v2')
   out = []
   for s, depth in enumerate(model.depths):
     stage, ours = f'{top}encoder.layers.{s}.', f'stage_{s}/block_{{i}}/'
-    theirs, attend = (
-      f'{stage}blocks.{{i}}.', f'{ours}MultiHeadDotProductAttention_0'
-    )
+    theirs, attend = f'{stage}blocks.{{i}}.', f'{ours}{ATTENTION}'
     own = f'{theirs}attention.'
-    rows: list[Row] = [
+    rows = [
       *embedding(
         f'{stage}patch_embedding.proj', f'stage_{s}/embedding/projection'
       ),
@@ -250,16 +221,15 @@ def huggingface_table(model: nn.Module, found: Arrays | None) -> list[Pair]:
       *norm(f'{stage}layer_norm', _norm_of(model, s)),
       *norm(f'{theirs}layer_norm_1', f'{ours}LayerNorm_0'),
       *norm(f'{theirs}layer_norm_2', f'{ours}LayerNorm_1'),
-      *dense(f'{theirs}mlp.dense1', f'{ours}MlpBlock_0/Dense_0'),
+      *mlp(f'{theirs}mlp.dense1', f'{theirs}mlp.dense2', ours),
       *embedding(f'{theirs}mlp.dwconv.dwconv', f'{ours}MlpBlock_0/depthwise'),
-      *dense(f'{theirs}mlp.dense2', f'{ours}MlpBlock_0/Dense_1'),
-      *pvt.attention(
+      *attention(
         [f'{own}{part}' for part in ('query', 'key', 'value', 'proj')],
         attend, model.num_heads[s], model.qkv_bias,
       ),
     ]  # fmt: skip
     if model.linear or model.reductions[s] > 1:
-      rows += pvt.reduction(
+      rows += reduction(
         f'{own}spatial_reduction', f'{own}layer_norm', attend, model.linear
       )
     out += pairs(rows, i=range(depth))

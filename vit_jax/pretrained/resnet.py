@@ -1,16 +1,16 @@
 """timm's and Hugging Face's ResNets with BatchNorm ↔ ours."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 
 from vit_jax import layers
-from vit_jax.models.resnet_classifier import ResNetClassifier
-from vit_jax.pretrained import base, timm_checks
-from vit_jax.pretrained.convert import CONV, DENSE, SAME, Pair, Row, pairs
+from vit_jax.pretrained import base, fields, timm_checks
+from vit_jax.pretrained.convert import CONV, Pair, Row, pairs
 from vit_jax.pretrained.family import Arrays, HuggingFace, Timm
+from vit_jax.pretrained.rows import batch_norm as norm
+from vit_jax.pretrained.rows import dense
 
 # timm's names: the block and the depths of each.
 NAMES = {
@@ -37,17 +37,6 @@ FIXED = {
 }  # fmt: skip
 
 
-def norm(theirs: str, ours: str) -> list[Row]:
-  """Rows of a BatchNorm: scale, bias, and running averages."""
-  state = f'batch_stats/{ours}'
-  return [
-    (f'{theirs}.weight', f'{ours}/scale', SAME),
-    (f'{theirs}.bias', f'{ours}/bias', SAME),
-    (f'{theirs}.running_mean', f'{state}/mean', SAME),
-    (f'{theirs}.running_var', f'{state}/var', SAME),
-  ]
-
-
 def _unit(conv: str, normed: str, ours: str) -> list[Row]:
   return [
     (f'{conv}.weight', f'{ours}/conv/kernel', CONV),
@@ -69,16 +58,13 @@ def timm_table(model: nn.Module) -> list[Pair]:
         down = f'{theirs}downsample.'
         rows += _unit(f'{down}0', f'{down}1', f'{ours}shortcut')
   if model.num_classes:
-    rows += [
-      ('fc.weight', 'head/kernel', DENSE), ('fc.bias', 'head/bias', SAME)
-    ]  # fmt: skip
+    rows += dense('fc', 'head')
   return pairs(rows)
 
 
 def huggingface_table(model: nn.Module, found: Arrays | None) -> list[Pair]:
   """Which arrays of transformers' are which variables."""
-  bare = not model.num_classes if found is None else not _prefix(found)
-  prefix = '' if bare else 'resnet.'
+  prefix = fields.prefix(model, found, 'resnet')
 
   def unit(theirs: str, ours: str) -> list[Row]:
     return _unit(f'{theirs}.convolution', f'{theirs}.normalization', ours)
@@ -93,15 +79,8 @@ def huggingface_table(model: nn.Module, found: Arrays | None) -> list[Pair]:
       if not i and _projected(model, stage):
         rows += unit(f'{theirs}shortcut', f'{ours}shortcut')
   if model.num_classes:
-    rows += [
-      ('classifier.1.weight', 'head/kernel', DENSE),
-      ('classifier.1.bias', 'head/bias', SAME),
-    ]
+    rows += dense('classifier.1', 'head')
   return pairs(rows)
-
-
-def _prefix(found: Arrays) -> str:
-  return 'resnet.' if any(n.startswith('resnet.') for n in found) else ''
 
 
 def _projected(model: nn.Module, stage: int) -> bool:
@@ -120,19 +99,14 @@ def read_timm(
   said = {'layers': list(depths), 'channels': list(PLANES), **args}
   shape = timm_checks.shape
   width, channels = shape(where, found, 'conv1.weight', 4)[:2]
-  places = {
-    (int(m[1]), int(m[2]))
-    for name in found
-    if (m := re.match(r'layer([1-4])\.(\d{1,3})\.', name))
-  }
   seen = {
-    'layers': [sum(s == n for s, _ in places) for n in range(1, 5)],
+    'layers': fields.depths(found, r'layer([1-4])\.(\d{1,3})\.', first=1),
     'channels': [
       shape(where, found, f'layer{n}.0.conv2.weight', 4)[0]
       for n in range(1, 5)
     ],
     'in_chans': channels,
-    'num_classes': _classes(where, found, 'fc.weight'),
+    'num_classes': fields.size_of(where, found, 'fc.weight'),
     'embedding_size': width,
     'block': (
       'bottleneck' if 'layer1.0.conv3.weight' in found else 'basic'
@@ -141,24 +115,23 @@ def read_timm(
   timm_checks.check_said(
     where, {**said, 'embedding_size': 64, 'block': block}, seen
   )
-  fields = {
+  section = {
     'name': 'resnet',
     'num_classes': seen['num_classes'],
     'depths': tuple(seen['layers']),
     'hidden_sizes': tuple(c * WIDER[block] for c in seen['channels']),
     'block': block,
-    'image_size': _size(image_size),
+    'image_size': fields.short(image_size),
   }
-  return fields, channels
+  return section, channels
 
 
 def write_timm(model: nn.Module) -> tuple[str, dict[str, Any]]:
   """Architecture and model_args of ours; see `family.Timm`."""
-  _refuse(model, 'timm', (
-    ('stem', ('imagenet',)), ('embedding_size', (64,)), ('epsilon', (1e-5,)),
-    ('downsample_in_first_stage', (False,)),
-    ('downsample_in_bottleneck', (False,)),
-  ))  # fmt: skip
+  fields.must(
+    model, 'timm', stem=('imagenet',), embedding_size=(64,), epsilon=(1e-5,),
+    downsample_in_first_stage=(False,), downsample_in_bottleneck=(False,),
+  )  # fmt: skip
   if len(model.depths) != 4:
     raise ValueError(
       f"timm's ResNets have four stages; depths={model.depths}"
@@ -180,27 +153,22 @@ def read_huggingface(
     'hidden_act': 'relu', 'downsample_in_first_stage': False,
     'downsample_in_bottleneck': False, 'image_size': 224, **said,
   }  # fmt: skip
-  for name, choices in {
-    'hidden_act': ('relu',), 'layer_type': tuple(WIDER),
-    'downsample_in_first_stage': (False, True),
-    'downsample_in_bottleneck': (False, True),
-  }.items():  # fmt: skip
-    if said[name] not in choices:
-      raise ValueError(
-        f'{where}: {name}={said[name]!r} is not read; choices: '
-        f'{", ".join(map(repr, choices))}'
-      )
+  fields.choose(
+    where, said, hidden_act=('relu',), layer_type=tuple(WIDER),
+    downsample_in_first_stage=(False, True),
+    downsample_in_bottleneck=(False, True),
+  )  # fmt: skip
   sizes = {
-    name: tuple(base.bounded(where, name, n, 2**16) for n in said[name])
+    name: fields.several(where, said, name, high=2**16)
     for name in ('depths', 'hidden_sizes')
-    if isinstance(said[name], Sequence)
   }
-  if len({len(row) for row in sizes.values()}) != 1 or len(sizes) != 2:
+  if len(sizes['depths']) != len(sizes['hidden_sizes']):
     raise ValueError(
       f'{where}: depths={said["depths"]!r} and hidden_sizes='
       f'{said["hidden_sizes"]!r} must be as many'
     )
-  stem = f'{_prefix(found)}embedder.embedder.convolution.weight'
+  prefix = fields.found_prefix(found, 'resnet')
+  stem = f'{prefix}embedder.embedder.convolution.weight'
   shape = timm_checks.shape(where, found, stem, 4)
   seen = {'embedding_size': shape[0], 'num_channels': shape[1]}
   for name, value in seen.items():
@@ -213,7 +181,7 @@ def read_huggingface(
     image_size = tuple(image_size)
   return {
     'name': 'resnet',
-    'num_classes': _classes(where, found, 'classifier.1.weight'),
+    'num_classes': fields.size_of(where, found, 'classifier.1.weight'),
     **sizes,
     'block': said['layer_type'],
     'embedding_size': shape[0],
@@ -227,11 +195,10 @@ def read_huggingface(
 def write_huggingface(found: base.Pretrained) -> dict[str, Any]:
   """config.json of ours; see `family.HuggingFace`."""
   model = found.model
-  _refuse(
-    model, 'huggingface', (('stem', ('imagenet',)), ('epsilon', (1e-5,)))
+  fields.must(
+    model, 'the format huggingface', stem=('imagenet',), epsilon=(1e-5,)
   )
   kind = 'ResNetForImageClassification' if model.num_classes else 'ResNetModel'
-  size = _size(layers.pair(model.image_size))
   return {
     'architectures': [kind],
     'model_type': 'resnet',
@@ -244,30 +211,8 @@ def write_huggingface(found: base.Pretrained) -> dict[str, Any]:
     'downsample_in_first_stage': model.downsample_in_first_stage,
     'downsample_in_bottleneck': model.downsample_in_bottleneck,
     # Of no use to transformers; ours reads it.
-    'image_size': list(size) if isinstance(size, tuple) else size,
+    'image_size': fields.short(layers.pair(model.image_size)),
   }
-
-
-def _classes(where: str, found: Arrays, name: str) -> int:
-  return timm_checks.shape(where, found, name, 2)[0] if name in found else 0
-
-
-def _size(size: tuple[int, int]) -> int | tuple[int, int]:
-  return size[0] if size[0] == size[1] else size
-
-
-def _refuse(
-  model: ResNetClassifier, form: str,
-  rows: Sequence[tuple[str, tuple[Any, ...]]],
-) -> None:  # fmt: skip
-  """Raises a ValueError on a field that a format has no place for."""
-  for name, choices in rows:
-    value = getattr(model, name)
-    if value not in choices:
-      raise ValueError(
-        f'the format {form} has no place for {name}={value!r} of a ResNet; it '
-        f'would have to be {choices[0]!r}'
-      )
 
 
 TIMM = Timm(

@@ -14,18 +14,10 @@ import numpy as np
 
 from vit_jax import layers, specs
 from vit_jax.models.positions import split_position
-from vit_jax.pretrained import base, family, steps, timm_write
+from vit_jax.pretrained import base, family, fields, steps, timm_write
 from vit_jax.pretrained import timm_tables as tables
-from vit_jax.pretrained.convert import (
-  SAME,
-  Layout,
-  Pair,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
-)
+from vit_jax.pretrained.convert import Layout, Pair, pairs
+from vit_jax.pretrained.rows import ATTENTION
 from vit_jax.pretrained.timm_checks import (
   NEEDLESS,
   check_arguments,
@@ -41,7 +33,6 @@ from vit_jax.pretrained.timm_checks import (
 SIZES = {'small': (384, 6), 'base': (768, 12), 'large': (1024, 16)}
 # rope_type → our position, and the temperature that is not written.
 ROTATIONS = {'cat': ('rotary', 100.0), 'mixed': ('rotary_mixed', 10.0)}
-POOLS = {'token': 'token', 'avg': 'gap'}
 
 KNOWN = (
   'img_size', 'patch_size', 'in_chans', 'num_classes', 'embed_dim', 'depth',
@@ -55,7 +46,7 @@ FREE = (
 )  # fmt: skip
 FIXED = {
   'rope_type': tuple(ROTATIONS),
-  'global_pool': tuple(POOLS),
+  'global_pool': tuple(fields.POOLS),
   'no_embed_class': (False, True),
   'use_abs_pos_emb': (False, True),
   'use_rot_pos_emb': (True,),
@@ -100,14 +91,14 @@ def read(
   width, channels, side, _ = square(where, found, 'patch_embed.proj.weight')
   seen = {
     'class_token': 'cls_token' in found,
-    'num_reg_tokens': _count(where, found, 'reg_token', 3, 1),
+    'num_reg_tokens': fields.size_of(where, found, 'reg_token', 3, axis=1),
     'rope_type': 'mixed' if 'rope.freqs' in found else 'cat',
     'use_abs_pos_emb': 'pos_embed' in found,
     'embed_dim': width,
     'depth': count_blocks(where, found),
     'patch_size': side,
     'in_chans': channels,
-    'num_classes': _count(where, found, 'head.weight', 2, 0),
+    'num_classes': fields.size_of(where, found, 'head.weight'),
     'qkv_bias': 'blocks.0.attn.qkv.bias' in found,
     'qk_norm': 'blocks.0.attn.q_norm.weight' in found,
     'init_values': 'blocks.0.gamma_1' in found,
@@ -121,6 +112,8 @@ def read(
       f'{where}: our models have one norm, before or after pooling: an array '
       'norm.weight or fc_norm.weight'
     )
+  if scale is not None:
+    scale = fields.number(where, 'init_values', scale)
   mlp_dim = shape(where, found, 'blocks.0.mlp.fc1.weight', 2)[0]
   check_ratio(where, said['mlp_ratio'], width, mlp_dim)
   prefix = seen['class_token'] + seen['num_reg_tokens']
@@ -137,11 +130,11 @@ def read(
     'num_heads': base.bounded(where, 'num_heads', said['num_heads'], width),
     'mlp_dim': mlp_dim,
     'image_size': table_size(where, cells, image_size, side),
-    'classifier': POOLS[said['global_pool']],
+    'classifier': fields.POOLS[said['global_pool']],
     'num_registers': seen['num_reg_tokens'],
     'position': _position(where, said, seen['use_abs_pos_emb']),
     'norm_after_pooling': seen['use_fc_norm'],
-    'layer_scale': _scale(where, scale),
+    'layer_scale': scale,
     'qkv_bias': seen['qkv_bias'],
     'qk_norm': seen['qk_norm'],
     'qk_norm_bias': seen['qk_norm'],
@@ -153,13 +146,6 @@ def read(
   return config, channels
 
 
-def _count(
-  where: str, found: family.Arrays, name: str, rank: int, axis: int
-) -> int:
-  """One size of an array; 0 if there is none."""
-  return shape(where, found, name, rank)[axis] if name in found else 0
-
-
 def _position(where: str, said: Mapping[str, Any], with_table: bool) -> str:
   name, usual = ROTATIONS[said['rope_type']]
   given = said['rope_temperature']
@@ -169,12 +155,6 @@ def _position(where: str, said: Mapping[str, Any], with_table: bool) -> str:
     )
   options = {} if given == usual else {'base': float(given)}
   return 'learned, ' * with_table + str(specs.Spec(name, options))
-
-
-def _scale(where: str, value: Any) -> float | None:
-  if value is not None and not steps.number(value):
-    raise ValueError(f'{where}: init_values={value!r} must be a number')
-  return value if value is None else float(value)
 
 
 def _by_layer(count: int) -> Layout:
@@ -190,52 +170,16 @@ def _by_layer(count: int) -> Layout:
 
 def table(model: nn.Module) -> list[Pair]:
   """Which arrays are which variables."""
-  h, block, ours = model.num_heads, tables.BLOCK, tables.OURS
-  attention = tables.ATTENTION
-  rows = [
-    *tables.norm(f'{block}norm1', f'{ours}LayerNorm_0'),
-    (
-      f'{block}attn.qkv.weight',
-      tuple(f'{attention}{p}/kernel' for p in tables.PARTS),
-      fused(heads(h)),
-    ),
-    (f'{block}attn.proj.weight', f'{attention}out/kernel', heads_out(h)),
-    (f'{block}attn.proj.bias', f'{attention}out/bias', SAME),
-    *tables.norm(f'{block}norm2', f'{ours}LayerNorm_1'),
-    *tables.dense(f'{block}mlp.fc1', f'{ours}MlpBlock_0/Dense_0'),
-    *tables.dense(f'{block}mlp.fc2', f'{ours}MlpBlock_0/Dense_1'),
-  ]
-  if model.qkv_bias:
-    biases = tuple(f'{attention}{p}/bias' for p in tables.PARTS)
-    rows.append((f'{block}attn.qkv.bias', biases, fused(heads_bias(h))))
-  if model.qk_norm:
-    rows += tables.norm(f'{block}attn.q_norm', f'{attention}query_ln')
-    rows += tables.norm(f'{block}attn.k_norm', f'{attention}key_ln')
-  if model.layer_scale is not None:
-    rows += [
-      (f'{block}gamma_1', f'{ours}LayerScale_0/scale', SAME),
-      (f'{block}gamma_2', f'{ours}LayerScale_1/scale', SAME),
-    ]
-  around = tables.embedding('patch_embed.proj', 'embedding')
-  if model.has_class_token:
-    around.append(('cls_token', 'cls', SAME))
-  if model.num_registers:
-    around.append(('reg_token', 'register', SAME))
   position = split_position(model.position)
-  if position.added == 'learned':
-    name = 'Transformer/posembed_input/pos_embedding'
-    around.append(('pos_embed', name, SAME))
+  around = tables.around(model, position.added == 'learned')
   if specs.parse(position.inside)[0].name == 'rotary_mixed':
-    name = f'{attention}position/frequencies'
-    names = tuple(name.format(i=i) for i in range(model.num_layers))
+    names = tuple(
+      f'{tables.OURS.format(i=i)}{ATTENTION}/position/frequencies'
+      for i in range(model.num_layers)
+    )
     around.append(('rope.freqs', names, _by_layer(model.num_layers)))
-  if model.norm_after_pooling:
-    around += tables.norm('fc_norm', 'fc_norm')
-  else:
-    around += tables.norm('norm', 'Transformer/encoder_norm')
-  if model.num_classes:
-    around += tables.dense('head', 'head')
-  return pairs(rows, i=range(model.num_layers)) + pairs(around)
+  rows = tables.block(model, ('gamma_1', 'gamma_2')) + around
+  return pairs(rows, i=range(model.num_layers))
 
 
 def write(model: nn.Module) -> tuple[str, dict[str, Any]]:
@@ -254,20 +198,12 @@ def write(model: nn.Module) -> tuple[str, dict[str, Any]]:
       f'timm has no place for position={model.position!r} of these models; it '
       f'would have to be {" or ".join(kinds)}, alone or after learned'
     )
-  pools = {ours: theirs for theirs, ours in POOLS.items()}
-  for key, value, choices in (
-    ('classifier', model.classifier, tuple(pools)),
-    ('pool_prefix', model.pool_prefix, (None, False)),
-    ('resnet', model.resnet, (None,)),
-    ('gelu', model.gelu, ('exact',)),
-    ('qk_norm_bias', model.qk_norm_bias, (model.qk_norm,)),
-    ('learned_prefix', learned * model.learned_prefix, (0, model.prefix)),
-  ):
-    if value not in choices:
-      raise ValueError(
-        f'timm has no place for {key}={value!r} of these models; it would have '
-        f'to be {" or ".join(map(repr, choices))}'
-      )
+  fields.must(
+    model, 'timm', classifier=tuple(fields.POOLED), pool_prefix=(None, False),
+    resnet=(None,), gelu=('exact',), qk_norm_bias=(model.qk_norm,),
+  )  # fmt: skip
+  if learned:
+    fields.must(model, 'timm', learned_prefix=(0, model.prefix))
   kind, temperature = kinds[inside[0].name]
   options = {'base': temperature, **inside[0].options}
   width = model.hidden_size
@@ -290,7 +226,7 @@ def write(model: nn.Module) -> tuple[str, dict[str, Any]]:
     'use_abs_pos_emb': learned,
     'rope_type': kind,
     'rope_temperature': options['base'],
-    'global_pool': pools[model.classifier],
+    'global_pool': fields.POOLED[model.classifier],
     'use_fc_norm': model.norm_after_pooling,
     'use_post_transformer_norm': not model.norm_after_pooling,
     # Other sizes resize the table as timm does, or are not taken.

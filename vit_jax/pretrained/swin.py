@@ -2,19 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 
 from vit_jax import layers
 from vit_jax.models.swin import PUBLISHED, windows_of
-from vit_jax.pretrained import base, timm_checks
+from vit_jax.pretrained import base, fields, timm_checks
 from vit_jax.pretrained.family import Arrays, HuggingFace, Timm
 from vit_jax.pretrained.swin_tables import (
-  HUGGINGFACE_BIASES,
-  TIMM_BIASES,
+  TIMM_NAMES,
+  Names,
+  huggingface_names,
   huggingface_table,
-  prefix_of,
   timm_table,
 )
 from vit_jax.pretrained.timm_checks import shape
@@ -54,41 +54,11 @@ EPSILON = 1e-5  # of timm's norms, and of transformers' around the stages
 BUFFERS = (r'relative_position_index$', r'attn_mask$')  # of older versions
 
 
-class Names(NamedTuple):
-  """Names of arrays, those from `bias_table` on within a block."""
-
-  patches: str
-  stages: str
-  head: str
-  bias_table: str
-  hidden: str
-  query_bias: str
-
-
-TIMM_NAMES = Names(
-  'patch_embed.proj.weight', 'layers.', 'head.fc.weight',
-  TIMM_BIASES, 'mlp.fc1.weight', 'attn.qkv.bias',
-)  # fmt: skip
-
-
-def _huggingface_names(prefix: str) -> Names:
-  return Names(
-    f'{prefix}embeddings.patch_embeddings.projection.weight',
-    f'{prefix}encoder.layers.', 'classifier.weight',
-    HUGGINGFACE_BIASES, 'intermediate.dense.weight',
-    'attention.self.query.bias',
-  )  # fmt: skip
-
-
 def _seen(where: str, found: Arrays, names: Names) -> dict[str, Any]:
   """What the arrays say, by timm's words."""
   width, channels, side, _ = timm_checks.square(where, found, names.patches)
   block = re.escape(names.stages) + r'(\d{1,3})\.blocks\.(\d{1,4})\.'
-  places = {
-    (int(m[1]), int(m[2])) for name in found if (m := re.match(block, name))
-  }
-  stages = max((s for s, _ in places), default=-1) + 1
-  depths = [sum(s == at for at, _ in places) for s in range(stages)]
+  depths = fields.depths(found, block)
   first = f'{names.stages}{{}}.blocks.0.'.format
   return {
     'depths': depths,
@@ -97,15 +67,14 @@ def _seen(where: str, found: Arrays, names: Names) -> dict[str, Any]:
     'in_chans': channels,
     'num_heads': [
       shape(where, found, first(s) + names.bias_table, 2)[1]
-      for s in range(stages)
+      for s in range(len(depths))
     ],
     'hidden': [
-      shape(where, found, first(s) + names.hidden, 2)[0] for s in range(stages)
+      shape(where, found, first(s) + names.hidden, 2)[0]
+      for s in range(len(depths))
     ],
     'qkv_bias': first(0) + names.query_bias in found,
-    'num_classes': (
-      shape(where, found, names.head, 2)[0] if names.head in found else 0
-    ),
+    'num_classes': fields.size_of(where, found, names.head),
   }
 
 
@@ -122,7 +91,7 @@ def _fields(
       raise ValueError(
         f'{where}: {count} heads do not divide the width {width}'
       )
-  fields = {
+  section = {
     'name': 'swin',
     'num_classes': seen['num_classes'],
     'depths': tuple(seen['depths']),
@@ -134,8 +103,8 @@ def _fields(
     'epsilon': EPSILON,
   }
   if len(widths) != 4:
-    fields['feature_layers'] = tuple(range(len(widths)))
-  return fields
+    section['feature_layers'] = tuple(range(len(widths)))
+  return section
 
 
 def _windows(where: str, value: Any, stages: int) -> int | tuple[int, ...]:
@@ -198,26 +167,26 @@ def read_huggingface(
   Rates of dropout and drop-path are left to the recipe.
   """
   said = {**DEFAULTS, **said}
-  seen = _seen(where, found, _huggingface_names(prefix_of(found)))
-  for name, choices in {
-    'hidden_act': tuple(ACTIVATIONS), 'use_absolute_embeddings': (False,),
-    'layer_norm_eps': (EPSILON,), 'embed_dim': (seen['embed_dim'],),
-    'depths': (seen['depths'],), 'num_heads': (seen['num_heads'],),
-    'patch_size': (seen['patch_size'], [seen['patch_size']] * 2),
-    'num_channels': (seen['in_chans'],), 'qkv_bias': (seen['qkv_bias'],),
-  }.items():  # fmt: skip
-    if said[name] not in choices:
-      raise ValueError(
-        f'{where}: {name}={said[name]!r} is not read, or not what the arrays '
-        f'are; choices: {", ".join(map(repr, choices))}'
-      )
-  height, width = timm_checks.pixels(where, said['image_size'])
+  prefix = fields.found_prefix(found, 'swin')
+  seen = _seen(where, found, huggingface_names(prefix))
+  fields.choose(
+    where, said, hidden_act=tuple(ACTIVATIONS),
+    use_absolute_embeddings=(False,), layer_norm_eps=(EPSILON,),
+  )  # fmt: skip
+  fields.choose(
+    f'{where}, with these arrays', said, embed_dim=(seen['embed_dim'],),
+    depths=(seen['depths'],), num_heads=(seen['num_heads'],),
+    patch_size=(seen['patch_size'], [seen['patch_size']] * 2),
+    num_channels=(seen['in_chans'],), qkv_bias=(seen['qkv_bias'],),
+  )  # fmt: skip
   return {
     **_fields(where, seen, said['mlp_ratio']),
     'window_size': base.bounded(
       where, 'window_size', said['window_size'], 2**10
     ),
-    'image_size': height if height == width else (height, width),
+    'image_size': fields.short(
+      fields.sides(where, 'image_size', said['image_size'])
+    ),
     'gelu': ACTIVATIONS[said['hidden_act']],
   }, seen['in_chans']
 
@@ -258,15 +227,14 @@ def write_huggingface(found: base.Pretrained) -> dict[str, Any]:
       f'window_size={model.window_size}'
     )
   _check(
-    model, 'huggingface', tuple(ACTIVATIONS.values()), convention='original'
+    model, 'the format huggingface', tuple(ACTIVATIONS.values()), 'original'
   )
   acts = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-  size = layers.pair(model.image_size)
   kind = 'SwinForImageClassification' if model.num_classes else 'SwinModel'
   return {
     'architectures': [kind],
     'model_type': 'swin',
-    'image_size': size[0] if size[0] == size[1] else list(size),
+    'image_size': fields.short(layers.pair(model.image_size)),
     'patch_size': model.patch_size,
     'num_channels': found.channels,
     'embed_dim': model.hidden_sizes[0],
@@ -285,20 +253,13 @@ def _check(
   model: nn.Module, form: str, gelu: Sequence[str], convention: str = 'timm'
 ) -> None:
   """Raises a ValueError on what a format has no place for."""
-  cannot = f'the format {form} has no place for '
   doubled = tuple(
     model.hidden_sizes[0] * 2**s for s in range(len(model.depths))
   )
-  for name, choices in {
-    'attention': (PUBLISHED,), 'epsilon': (EPSILON,), 'gelu': gelu,
-    'hidden_sizes': (doubled,),
-  }.items():  # fmt: skip
-    value = getattr(model, name)
-    if value not in choices:
-      raise ValueError(
-        f'{cannot}{name}={value!r} of a Swin; it would have to be '
-        f'{" or ".join(map(repr, choices))}'
-      )
+  fields.must(
+    model, form, attention=(PUBLISHED,), epsilon=(EPSILON,), gelu=gelu,
+    hidden_sizes=(doubled,),
+  )  # fmt: skip
   for s, size in enumerate(model.window_sizes):
     grid = model.grid(s)
     alike = min(grid) >= size and all(
@@ -311,9 +272,9 @@ def _check(
     )
     if model.convention != convention and not alike:
       raise ValueError(
-        f'{cannot}convention={model.convention!r} at image_size='
-        f'{model.image_size}: stage {s} has a map of {grid[0]}×{grid[1]} '
-        f'tokens, on which windows of {size} differ'
+        f'{form} has no place for convention={model.convention!r} at '
+        f'image_size={model.image_size}: stage {s} has a map of '
+        f'{grid[0]}×{grid[1]} tokens, on which windows of {size} differ'
       )
 
 

@@ -1,31 +1,55 @@
 """Which arrays of timm's and Hugging Face's Swins are which variables."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 
-from vit_jax.pretrained.convert import (
-  DENSE,
-  SAME,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
-)
+from vit_jax.pretrained.convert import DENSE, SAME, Pair, Row, pairs
 from vit_jax.pretrained.family import Arrays
-from vit_jax.pretrained.timm_tables import PARTS, dense, embedding, norm
+from vit_jax.pretrained.fields import prefix
+from vit_jax.pretrained.rows import (
+  ATTENTION,
+  PARTS,
+  attention,
+  dense,
+  embedding,
+  mlp,
+  norm,
+  timm_block,
+)
 
 # Of the tables of biases, within a block.
 TIMM_BIASES = 'attn.relative_position_bias_table'
 HUGGINGFACE_BIASES = 'attention.self.relative_position_bias_table'
 OURS = 'stage_{s}/block_{j}/'
-ATTENTION = f'{OURS}MultiHeadDotProductAttention_0/'
+BIASES = f'{OURS}{ATTENTION}/attend/relative_bias'
 
 
-def prefix_of(found: Arrays) -> str:
-  """In front of all but the classifier; bare models have none."""
-  return 'swin.' if any(n.startswith('swin.') for n in found) else ''
+class Names(NamedTuple):
+  """Names of arrays, those from `bias_table` on within a block."""
+
+  patches: str
+  stages: str
+  head: str
+  bias_table: str
+  hidden: str
+  query_bias: str
+
+
+TIMM_NAMES = Names(
+  'patch_embed.proj.weight', 'layers.', 'head.fc.weight',
+  TIMM_BIASES, 'mlp.fc1.weight', 'attn.qkv.bias',
+)  # fmt: skip
+
+
+def huggingface_names(prefix: str) -> Names:
+  """Those of transformers; `prefix` is in front of all but the classifier."""
+  return Names(
+    f'{prefix}embeddings.patch_embeddings.projection.weight',
+    f'{prefix}encoder.layers.', 'classifier.weight',
+    HUGGINGFACE_BIASES, 'intermediate.dense.weight',
+    'attention.self.query.bias',
+  )  # fmt: skip
 
 
 def timm_table(model: nn.Module) -> list[Pair]:
@@ -43,19 +67,9 @@ def timm_table(model: nn.Module) -> list[Pair]:
   ):
     theirs = 'layers.{s}.blocks.{j}.'
     rows = [
-      *norm(f'{theirs}norm1', f'{OURS}LayerNorm_0'),
-      (
-        f'{theirs}attn.qkv.weight',
-        tuple(f'{ATTENTION}{p}/kernel' for p in PARTS),
-        fused(heads(h)),
-      ),
-      (f'{theirs}attn.proj.weight', f'{ATTENTION}out/kernel', heads_out(h)),
-      (f'{theirs}attn.proj.bias', f'{ATTENTION}out/bias', SAME),
-      *_shared(theirs, TIMM_BIASES, 'norm2', 'mlp.fc1', 'mlp.fc2'),
+      *timm_block(theirs, OURS, h, model.qkv_bias),
+      (f'{theirs}{TIMM_BIASES}', BIASES, SAME),
     ]
-    if model.qkv_bias:
-      ours = tuple(f'{ATTENTION}{p}/bias' for p in PARTS)
-      rows.append((f'{theirs}attn.qkv.bias', ours, fused(heads_bias(h))))
     table += pairs(rows, s=[s], j=range(depth))
     if s:
       table += pairs(_merging('layers.{s}.downsample', s), s=[s])
@@ -64,15 +78,14 @@ def timm_table(model: nn.Module) -> list[Pair]:
 
 def huggingface_table(model: nn.Module, found: Arrays | None) -> list[Pair]:
   """Which arrays of transformers' are which variables."""
-  prefix = 'swin.' if model.num_classes else ''
-  prefix = prefix if found is None else prefix_of(found)
-  patches = f'{prefix}embeddings.'
+  top = prefix(model, found, 'swin')
+  patches = f'{top}embeddings.'
   rows = [
     *embedding(
       f'{patches}patch_embeddings.projection', 'stage_0/embedding/projection'
     ),
     *norm(f'{patches}norm', 'stage_0/embedding/norm'),
-    *norm(f'{prefix}layernorm', 'encoder_norm'),
+    *norm(f'{top}layernorm', 'encoder_norm'),
   ]
   if model.num_classes:
     rows += dense('classifier', 'head')
@@ -80,42 +93,22 @@ def huggingface_table(model: nn.Module, found: Arrays | None) -> list[Pair]:
   for s, (depth, h) in enumerate(
     zip(model.depths, model.num_heads, strict=True)
   ):
-    theirs = f'{prefix}encoder.layers.{{s}}.blocks.{{j}}.'
+    theirs = f'{top}encoder.layers.{{s}}.blocks.{{j}}.'
     inner = f'{theirs}attention.'
     rows = [
       *norm(f'{theirs}layernorm_before', f'{OURS}LayerNorm_0'),
-      *(
-        (f'{inner}self.{p}.weight', f'{ATTENTION}{p}/kernel', heads(h))
-        for p in PARTS
+      *attention(
+        [*(f'{inner}self.{part}' for part in PARTS), f'{inner}output.dense'],
+        f'{OURS}{ATTENTION}', h, model.qkv_bias,
       ),
-      (f'{inner}output.dense.weight', f'{ATTENTION}out/kernel', heads_out(h)),
-      (f'{inner}output.dense.bias', f'{ATTENTION}out/bias', SAME),
-      *_shared(
-        theirs, HUGGINGFACE_BIASES, 'layernorm_after',
-        'intermediate.dense', 'output.dense',
-      ),
+      (f'{theirs}{HUGGINGFACE_BIASES}', BIASES, SAME),
+      *norm(f'{theirs}layernorm_after', f'{OURS}LayerNorm_1'),
+      *mlp(f'{theirs}intermediate.dense', f'{theirs}output.dense', OURS),
     ]  # fmt: skip
-    if model.qkv_bias:
-      rows += [
-        (f'{inner}self.{p}.bias', f'{ATTENTION}{p}/bias', heads_bias(h))
-        for p in PARTS
-      ]
     table += pairs(rows, s=[s], j=range(depth))
     if s:  # at the end of the stage before
-      table += pairs(_merging(f'{prefix}encoder.layers.{s - 1}.downsample', s))
+      table += pairs(_merging(f'{top}encoder.layers.{s - 1}.downsample', s))
   return table
-
-
-def _shared(
-  block: str, table: str, after: str, first: str, second: str
-) -> list[Row]:
-  """Rows of a block that differ by their names alone."""
-  return [
-    (f'{block}{table}', f'{ATTENTION}attend/relative_bias', SAME),
-    *norm(f'{block}{after}', f'{OURS}LayerNorm_1'),
-    *dense(f'{block}{first}', f'{OURS}MlpBlock_0/Dense_0'),
-    *dense(f'{block}{second}', f'{OURS}MlpBlock_0/Dense_1'),
-  ]
 
 
 def _merging(theirs: str, stage: int) -> list[Row]:

@@ -1,12 +1,12 @@
 """The model of a timm folder, from its config.json and its arrays."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.models import resnet
 from vit_jax.pretrained import base
+from vit_jax.pretrained.fields import depths, size_of
 from vit_jax.pretrained.timm_checks import (
   GELUS,
   MIXER,
@@ -53,7 +53,7 @@ def vit(
   tokens = {
     'class_token': 'cls_token' in found,
     'distilled': 'dist_token' in found,
-    'reg_tokens': _size(where, found, 'reg_token', 3, axis=1),
+    'reg_tokens': size_of(where, found, 'reg_token', 3, axis=1),
   }
   seen = {
     **tokens,
@@ -63,7 +63,7 @@ def vit(
     'depth': count_blocks(where, found),
     'patch_size': side,
     'in_chans': channels,
-    'num_classes': _size(where, found, 'head.weight', 2),
+    'num_classes': size_of(where, found, 'head.weight'),
     'qkv_bias': 'blocks.0.attn.qkv.bias' in found,
     'qk_norm': 'blocks.0.attn.q_norm.weight' in found,
     'init_values': 'blocks.0.ls1.gamma' in found,
@@ -136,7 +136,8 @@ def mixer(
     for part in ('tokens', 'channels')
   ]
   seen = {
-    'in_chans': channels, 'num_classes': _size(where, found, 'head.weight', 2),
+    'in_chans': channels,
+    'num_classes': size_of(where, found, 'head.weight'),
     'global_pool': 'avg',
   }  # fmt: skip
   check_said(where, said, seen)
@@ -160,13 +161,6 @@ def mixer(
     'epsilon': EPSILON,
   }
   return config, channels
-
-
-def _size(
-  where: str, found: Arrays, name: str, rank: int, axis: int = 0
-) -> int:
-  """One size of an array; 0 if there is none."""
-  return shape(where, found, name, rank)[axis] if name in found else 0
 
 
 def _heads(where: str, count: Any, width: int) -> int:
@@ -201,16 +195,14 @@ def _hybrid(
   where: str, found: Arrays
 ) -> tuple[dict[str, Any], int]:
   """Fields of the ResNet, and the channels of the images."""
-  backbone, depths = 'patch_embed.backbone.', ()
+  backbone, units = 'patch_embed.backbone.', ()
   stem = f'{backbone}conv.weight'
   if stem not in found:
     stem = f'{backbone}stem.conv.weight'
-    units = re.compile(rf'{re.escape(backbone)}stages\.(\d)\.blocks\.(\d+)\.')
-    numbers = {m.groups() for n in found if (m := units.match(n))}
-    stages = [int(stage) for stage, _ in numbers]
-    depths = tuple(stages.count(s) for s in range(max(stages, default=-1) + 1))
+    pattern = r'patch_embed\.backbone\.stages\.(\d)\.blocks\.(\d{1,9})\.'
+    units = tuple(depths(found, pattern))
   width, channels, *_ = shape(where, found, stem, 4)
   fields = {
-    'resnet': depths, 'resnet_width': width, 'resnet_convention': 'timm',
+    'resnet': units, 'resnet_width': width, 'resnet_convention': 'timm',
   }  # fmt: skip
   return fields, channels

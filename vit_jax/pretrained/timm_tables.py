@@ -4,94 +4,52 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from vit_jax.pretrained.convert import (
-  CONV,
-  DENSE,
-  SAME,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
+from vit_jax.pretrained.convert import CONV, SAME, Pair, Row, pairs
+from vit_jax.pretrained.rows import (
+  ATTENTION,
+  POSITIONS,
+  dense,
+  embedding,
+  mlp,
+  norm,
+  out,
+  projected,
+  scales,
+  timm_block,
 )
 
 BLOCK, OURS = 'blocks.{i}.', 'Transformer/encoderblock_{i}/'
-ATTENTION = f'{OURS}MultiHeadDotProductAttention_0/'
-PARTS = ('query', 'key', 'value')
-
-
-def norm(theirs: str, ours: str) -> list[Row]:
-  """Rows of a norm."""
-  return [
-    (f'{theirs}.weight', f'{ours}/scale', SAME),
-    (f'{theirs}.bias', f'{ours}/bias', SAME),
-  ]
-
-
-def dense(theirs: str, ours: str) -> list[Row]:
-  """Rows of a linear layer."""
-  return [
-    (f'{theirs}.weight', f'{ours}/kernel', DENSE),
-    (f'{theirs}.bias', f'{ours}/bias', SAME),
-  ]
-
-
-def embedding(theirs: str, ours: str) -> list[Row]:
-  """Rows of a patch embedding."""
-  return [
-    (f'{theirs}.weight', f'{ours}/kernel', CONV),
-    (f'{theirs}.bias', f'{ours}/bias', SAME),
-  ]
 
 
 def vit(model: nn.Module) -> list[Pair]:
   """The table of a ViT, a DeiT or a hybrid."""
-  h = model.num_heads
-  rows = [
-    *embedding('patch_embed.proj', 'embedding'),
-    *norm(f'{BLOCK}norm1', f'{OURS}LayerNorm_0'),
-    (
-      f'{BLOCK}attn.qkv.weight',
-      tuple(f'{ATTENTION}{p}/kernel' for p in PARTS),
-      fused(heads(h)),
-    ),
-    (f'{BLOCK}attn.proj.weight', f'{ATTENTION}out/kernel', heads_out(h)),
-    (f'{BLOCK}attn.proj.bias', f'{ATTENTION}out/bias', SAME),
-    *norm(f'{BLOCK}norm2', f'{OURS}LayerNorm_1'),
-    *dense(f'{BLOCK}mlp.fc1', f'{OURS}MlpBlock_0/Dense_0'),
-    *dense(f'{BLOCK}mlp.fc2', f'{OURS}MlpBlock_0/Dense_1'),
-  ]
-  if model.qkv_bias:
-    ours = tuple(f'{ATTENTION}{p}/bias' for p in PARTS)
-    rows.append((f'{BLOCK}attn.qkv.bias', ours, fused(heads_bias(h))))
+  rows = block(model, ('ls1.gamma', 'ls2.gamma'))
+  rows += around(model, model.position == 'learned') + _hybrid(model.resnet)
+  return pairs(rows, i=range(model.num_layers))
+
+
+def block(model: nn.Module, scaled: tuple[str, str]) -> list[Row]:
+  """Every block of a ViT; `scaled` are timm's names of its LayerScales."""
+  rows = timm_block(BLOCK, OURS, model.num_heads, model.qkv_bias)
   if model.qk_norm:
-    rows += norm(f'{BLOCK}attn.q_norm', f'{ATTENTION}query_ln')
-    rows += norm(f'{BLOCK}attn.k_norm', f'{ATTENTION}key_ln')
+    rows += norm(f'{BLOCK}attn.q_norm', f'{OURS}{ATTENTION}/query_ln')
+    rows += norm(f'{BLOCK}attn.k_norm', f'{OURS}{ATTENTION}/key_ln')
   if model.layer_scale is not None:
-    rows += [
-      (f'{BLOCK}ls1.gamma', f'{OURS}LayerScale_0/scale', SAME),
-      (f'{BLOCK}ls2.gamma', f'{OURS}LayerScale_1/scale', SAME),
-    ]
-  table = pairs(rows, i=range(model.num_layers))
-  return table + pairs(_around(model)) + pairs(_hybrid(model.resnet))
+    rows += scales(*(f'{BLOCK}{name}' for name in scaled), OURS)
+  return rows
 
 
-def _around(model: nn.Module) -> list[Row]:
-  """Tokens, positions, the last norm and the heads."""
+def around(model: nn.Module, learned: bool) -> list[Row]:
+  """Patches, tokens, learned positions, the last norm and the heads."""
   distilled = getattr(model, 'distilled', False)
-  rows = [
+  rows = embedding('patch_embed.proj', 'embedding')
+  rows += [
     (theirs, ours, SAME)
     for theirs, ours, there in (
       ('cls_token', 'cls', model.has_class_token),
       ('dist_token', 'dist', distilled),
       ('reg_token', 'register', model.num_registers),
-      (
-        'pos_embed',
-        'Transformer/posembed_input/pos_embedding',
-        model.position == 'learned',
-      ),
+      ('pos_embed', POSITIONS, learned),
     )
     if there
   ]
@@ -108,29 +66,17 @@ def _around(model: nn.Module) -> list[Row]:
   return rows
 
 
-def _map_head(h: int) -> list[Row]:
+def _map_head(count: int) -> list[Row]:
   pool, head = 'attn_pool.', 'MAPHead_0/'
-  ours = f'{head}MultiHeadDotProductAttention_0/'
+  to = f'{head}{ATTENTION}'
   return [
     (f'{pool}latent', f'{head}probe', SAME),
-    (f'{pool}q.weight', f'{ours}query/kernel', heads(h)),
-    (f'{pool}q.bias', f'{ours}query/bias', heads_bias(h)),
-    *(
-      (
-        f'{pool}kv.{theirs}',
-        (f'{ours}key/{name}', f'{ours}value/{name}'),
-        fused(layout, 2),
-      )
-      for theirs, name, layout in (
-        ('weight', 'kernel', heads(h)), ('bias', 'bias', heads_bias(h))
-      )
-    ),
-    (f'{pool}proj.weight', f'{ours}out/kernel', heads_out(h)),
-    (f'{pool}proj.bias', f'{ours}out/bias', SAME),
+    *projected(f'{pool}q', to, count, True, ('query',)),
+    *projected(f'{pool}kv', to, count, True, ('key', 'value')),
+    *out(f'{pool}proj', to, count),
     *norm(f'{pool}norm', f'{head}LayerNorm_0'),
-    *dense(f'{pool}mlp.fc1', f'{head}MlpBlock_0/Dense_0'),
-    *dense(f'{pool}mlp.fc2', f'{head}MlpBlock_0/Dense_1'),
-  ]  # fmt: skip
+    *mlp(f'{pool}mlp.fc1', f'{pool}mlp.fc2', head),
+  ]
 
 
 def _hybrid(depths: Sequence[int] | None) -> list[Row]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 
 from vit_jax import layers
 from vit_jax.pretrained import timm_names
+from vit_jax.pretrained.fields import must
 from vit_jax.pretrained.timm_checks import GELUS, POOLS
 from vit_jax.pretrained.timm_read import EPSILON
 
@@ -47,7 +48,7 @@ def vit(model: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
   _check(model, learned, distilled)
   pools = {ours: theirs for theirs, ours in POOLS.items()}
   gelus = {ours: theirs for theirs, ours in GELUS.items()}
-  _must('gelu', model.gelu, gelus)
+  must(model, 'timm', gelu=tuple(gelus))
   args = {
     'img_size': list(layers.pair(model.image_size)),
     'patch_size': model.patch_size,
@@ -86,7 +87,7 @@ def vit(model: nn.Module, name: str) -> tuple[str, dict[str, Any]]:
 def mixer(model: nn.Module) -> tuple[str, dict[str, Any]]:
   """Architecture and model_args of a Mixer; as `vit`."""
   check_rest(model)
-  _must('gelu', model.gelu, ('exact',))  # no name for another is taken
+  must(model, 'timm', gelu=('exact',))  # no name for another is taken
   width = model.hidden_size
   hidden = (model.tokens_mlp_dim, model.channels_mlp_dim)
   args = {
@@ -108,35 +109,28 @@ def check_rest(model: nn.Module, written: Iterable[str] = WRITTEN) -> None:
   if getattr(model, 'resnet', None) is not None:
     wanted['resnet_convention'] = 'timm'
   for field in dataclasses.fields(model):
-    value = getattr(model, field.name)
     if field.name in wanted:
-      _must(field.name, value, (wanted[field.name],))
+      must(model, 'timm', **{field.name: (wanted[field.name],)})
     elif field.name not in (*written, *FREE):
-      _must(field.name, value, (field.default,))
+      must(model, 'timm', **{field.name: (field.default,)})
 
 
 def _check(model: nn.Module, learned: bool, distilled: bool) -> None:
-  _must('position', model.position, ('learned', 'none'))
-  _must('qk_norm_bias', model.qk_norm_bias, (model.qk_norm,))
+  must(
+    model, 'timm', position=('learned', 'none'), qk_norm_bias=(model.qk_norm,)
+  )
   if learned:
-    _must('learned_prefix', model.learned_prefix, (0, model.prefix))
+    must(model, 'timm', learned_prefix=(0, model.prefix))
   if distilled:
     for key, value in {
       'num_registers': 0, 'norm_after_pooling': False, 'position': 'learned',
       'learned_prefix': 2,
     }.items():  # fmt: skip
-      _must(key, getattr(model, key), (value,), 'of a distilled DeiT')
-
-
-def _must(
-  key: str, value: Any, choices: Iterable[Any], of: str = 'of these models'
-) -> None:
-  choices = tuple(choices)
-  if value not in choices:
-    raise ValueError(
-      f'timm has no place for {key}={value!r} {of}; it would have to be '
-      f'{" or ".join(map(repr, choices))}'
-    )
+      if getattr(model, key) != value:
+        raise ValueError(
+          f'timm has no place for {key}={getattr(model, key)!r} of a '
+          f'distilled DeiT; it would have to be {value!r}'
+        )
 
 
 def ratio(width: int, hidden: int) -> float:

@@ -9,33 +9,17 @@ import flax.linen as nn
 
 from vit_jax import layers
 from vit_jax.models.tnt import TNT
-from vit_jax.pretrained import timm_checks, timm_tables, timm_write
-from vit_jax.pretrained.cait import (
-  FIXED,
-  NEEDLESS,
-  POOLS,
-  classes,
-  divided,
-  projection,
-  refuse,
-)
-from vit_jax.pretrained.convert import (
-  SAME,
-  Layout,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  pairs,
-)
+from vit_jax.pretrained import fields, rows, timm_checks, timm_write
+from vit_jax.pretrained.convert import SAME, Layout, Pair, Row, pairs
 from vit_jax.pretrained.family import Arrays, Timm
+from vit_jax.pretrained.rows import ATTENTION
 
 KNOWN = (
   'img_size', 'patch_size', 'in_chans', 'num_classes', 'embed_dim',
   'inner_dim', 'depth', 'num_heads_inner', 'num_heads_outer', 'mlp_ratio',
   'qkv_bias', 'first_stride', 'legacy',
 )  # fmt: skip
+FIXED = {'global_pool': tuple(fields.POOLS)}
 NAMES = r'tnt_(s|b)(_legacy)?_patch16_\d+'
 #        width heads words' width
 SIZES = {
@@ -54,59 +38,48 @@ def _words(side: int) -> Layout:
   )
 
 
-def _inner(model: nn.Module, part: str, end: str, h: int) -> list[Row]:
+def _half(model: nn.Module, part: str, end: str, count: int) -> list[Row]:
   """Rows of the inner or outer half of a block; `end` ends its names."""
-  ours = f'{OURS}{part}/'
-  at = f'{ours}MultiHeadDotProductAttention_0/'
-  mlp_end = '_in' if part == 'inner' else ''
-  theirs = f'{BLOCK}attn{end}.'
-  rows = [
-    *timm_tables.norm(f'{BLOCK}norm{end}', f'{ours}LayerNorm_0'),
-    *timm_tables.norm(f'{BLOCK}norm_mlp{mlp_end}', f'{ours}LayerNorm_1'),
-    *timm_tables.dense(
-      f'{BLOCK}mlp{mlp_end}.fc1', f'{ours}MlpBlock_0/Dense_0'
-    ),
-    *timm_tables.dense(
-      f'{BLOCK}mlp{mlp_end}.fc2', f'{ours}MlpBlock_0/Dense_1'
-    ),
-    *projection(f'{theirs}proj', f'{at}out', h),
+  ours, theirs = f'{OURS}{part}/', f'{BLOCK}attn{end}.'
+  to, bias = f'{ours}{ATTENTION}', model.qkv_bias
+  mlp = 'mlp_in' if part == 'inner' else 'mlp'
+  return [
+    *rows.norm(f'{BLOCK}norm{end}', f'{ours}LayerNorm_0'),
+    *rows.projected(f'{theirs}qk', to, count, bias, ('query', 'key')),
+    *rows.projected(f'{theirs}v', to, count, bias, ('value',)),
+    *rows.out(f'{theirs}proj', to, count),
+    *rows.norm(f'{BLOCK}norm_{mlp}', f'{ours}LayerNorm_1'),
+    *rows.mlp(f'{BLOCK}{mlp}.fc1', f'{BLOCK}{mlp}.fc2', ours),
   ]
-  for name, layout in (('weight', heads(h)), ('bias', heads_bias(h))):
-    leaf = 'kernel' if name == 'weight' else 'bias'
-    if name == 'weight' or model.qkv_bias:
-      both = (f'{at}query/{leaf}', f'{at}key/{leaf}')
-      rows.append((f'{theirs}qk.{name}', both, fused(layout, 2)))
-      rows.append((f'{theirs}v.{name}', f'{at}value/{leaf}', layout))
-  return rows
 
 
 def table(model: nn.Module) -> list[Pair]:
   """Which arrays of timm's are which variables."""
   side = -(-model.patch_size // model.word_stride)
   added = f'{OURS}from_words/'
-  rows = [
+  found = [
     ('cls_token', 'cls', SAME),
     ('patch_pos', 'posembed_input/pos_embedding', SAME),
     ('pixel_pos', 'word_positions', _words(side)),
-    *timm_tables.embedding('pixel_embed.proj', 'word_embedding'),
-    *timm_tables.norm('norm1_proj', 'embedding/norm'),
-    *timm_tables.dense('proj', 'embedding/projection'),
-    *timm_tables.norm('norm2_proj', 'embedding/norm_after'),
-    *_inner(model, 'inner', '_in', model.inner_heads),
-    *_inner(model, 'outer', '_out', model.num_heads),
-    *timm_tables.norm(f'{BLOCK}norm1_proj', f'{added}norm'),
-    *timm_tables.norm('norm', 'encoder_norm'),
+    *rows.embedding('pixel_embed.proj', 'word_embedding'),
+    *rows.norm('norm1_proj', 'embedding/norm'),
+    *rows.dense('proj', 'embedding/projection'),
+    *rows.norm('norm2_proj', 'embedding/norm_after'),
+    *_half(model, 'inner', '_in', model.inner_heads),
+    *_half(model, 'outer', '_out', model.num_heads),
+    *rows.norm(f'{BLOCK}norm1_proj', f'{added}norm'),
+    *rows.norm('norm', 'encoder_norm'),
   ]
   # The weight alone, or what the first version has: a bias and no norm.
-  weight, bias = timm_tables.dense(f'{BLOCK}proj', f'{added}projection')
-  rows.append(weight)
+  weight, bias = rows.dense(f'{BLOCK}proj', f'{added}projection')
+  found.append(weight)
   if model.legacy:
-    rows.append(bias)
+    found.append(bias)
   else:
-    rows += timm_tables.norm(f'{BLOCK}norm2_proj', f'{added}norm_after')
+    found += rows.norm(f'{BLOCK}norm2_proj', f'{added}norm_after')
   if model.num_classes:
-    rows += timm_tables.dense('head', 'head')
-  return pairs(rows, i=range(model.num_layers))
+    found += rows.dense('head', 'head')
+  return pairs(found, i=range(model.num_layers))
 
 
 def read(
@@ -114,7 +87,7 @@ def read(
   image_size: tuple[int, int], found: Arrays,
 ) -> tuple[dict[str, Any], int]:  # fmt: skip
   """Config of a timm folder; see `family.Timm`."""
-  timm_checks.check_arguments(where, args, KNOWN, FIXED, NEEDLESS)
+  timm_checks.check_arguments(where, args, KNOWN, FIXED, fields.RATES)
   size, first = re.fullmatch(NAMES, architecture.split('.')[0]).groups()
   width, outer_heads, inner = SIZES[size]
   said = {
@@ -138,7 +111,7 @@ def read(
   seen = {
     'embed_dim': width, 'inner_dim': inner,
     'depth': timm_checks.count_blocks(where, found), 'in_chans': channels,
-    'num_classes': classes(where, found),
+    'num_classes': fields.size_of(where, found, 'head.weight'),
     'qkv_bias': 'blocks.0.attn_out.v.bias' in found,
     'legacy': 'blocks.0.proj.bias' in found,
   }  # fmt: skip
@@ -152,17 +125,17 @@ def read(
     'patch_size': patch,
     'hidden_size': width,
     'num_layers': seen['depth'],
-    'num_heads': divided(
+    'num_heads': fields.divided(
       where, 'num_heads_outer', said['num_heads_outer'], width
     ),
     'mlp_dim': hidden,
     'inner_size': inner,
-    'inner_heads': divided(
+    'inner_heads': fields.divided(
       where, 'num_heads_inner', said['num_heads_inner'], inner
     ),
     'word_stride': stride,
     'image_size': timm_checks.table_size(where, cells, image_size, patch),
-    'classifier': POOLS[said['global_pool']],
+    'classifier': fields.POOLS[said['global_pool']],
     'position_resize': 'bicubic',
     'legacy': seen['legacy'],
     'qkv_bias': seen['qkv_bias'],
@@ -184,10 +157,10 @@ def _number(where: str, name: str, value: Any) -> int:
 
 def write(model: TNT) -> tuple[str, dict[str, Any]]:
   """Architecture and model_args of ours; see `family.Timm`."""
-  refuse(model, {
-    'gelu': ('exact',), 'epsilon': (EPSILON,), 'attention': ('softmax',),
-    'inner_attention': ('softmax',),
-  })  # fmt: skip
+  fields.must(
+    model, 'timm', gelu=('exact',), epsilon=(EPSILON,),
+    attention=('softmax',), inner_attention=('softmax',),
+  )  # fmt: skip
   width = model.hidden_size
   size = min(SIZES, key=lambda n: abs(math.log(SIZES[n][0] / width)))
   size = 's_legacy' if model.legacy else size  # the only one that timm has
@@ -203,9 +176,7 @@ def write(model: TNT) -> tuple[str, dict[str, Any]]:
     'qkv_bias': model.qkv_bias,
     'first_stride': model.word_stride,
     'legacy': model.legacy,
-    'global_pool': {ours: pool for pool, ours in POOLS.items()}[
-      model.classifier
-    ],
+    'global_pool': fields.POOLED[model.classifier],
   }
 
 

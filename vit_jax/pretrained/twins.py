@@ -1,6 +1,5 @@
 """timm's Twins ↔ ours."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,20 +7,19 @@ import flax.linen as nn
 
 from vit_jax import layers
 from vit_jax.models.twins import GLOBAL, LOCAL
-from vit_jax.pretrained import base, timm_checks
-from vit_jax.pretrained.convert import (
-  SAME,
-  Pair,
-  Row,
-  fused,
-  heads,
-  heads_bias,
-  heads_out,
-  pairs,
-)
+from vit_jax.pretrained import base, fields, timm_checks
+from vit_jax.pretrained.convert import Pair, pairs
 from vit_jax.pretrained.family import Arrays, Timm
+from vit_jax.pretrained.rows import (
+  ATTENTION,
+  dense,
+  embedding,
+  norm,
+  reduction,
+  timm_block,
+  timm_reduced,
+)
 from vit_jax.pretrained.timm_checks import shape
-from vit_jax.pretrained.timm_tables import PARTS, dense, embedding, norm
 
 SVT, PCPVT = f'{LOCAL}, {GLOBAL}', GLOBAL
 # timm's names: attention, widths, blocks, heads, ratios of the MLPs.
@@ -52,7 +50,6 @@ KNOWN = (
 )  # fmt: skip
 FIXED = {'global_pool': ('avg',)}
 OURS = 'stage_{s}/block_{j}/'
-ATTENTION = f'{OURS}MultiHeadDotProductAttention_0/'
 THEIRS = 'blocks.{s}.{j}.'
 
 
@@ -71,43 +68,15 @@ def table(model: nn.Module) -> list[Pair]:
     out += pairs(parts, s=[s])
     words = model.words((LOCAL, GLOBAL))
     for j in range(depth):
-      rows = _block(model.num_heads[s])
-      if words[j] == LOCAL:
-        rows += _projected('qkv', PARTS, model.num_heads[s])
-      else:
-        rows += _projected('q', PARTS[:1], model.num_heads[s])
-        rows += _projected('kv', PARTS[1:], model.num_heads[s])
-        if model.reductions[s] > 1:
-          rows += embedding(f'{THEIRS}attn.sr', f'{ATTENTION}reduce')
-          rows += norm(f'{THEIRS}attn.norm', f'{ATTENTION}reduce_ln')
+      local = words[j] == LOCAL
+      block = timm_block if local else timm_reduced
+      rows = block(THEIRS, OURS, model.num_heads[s], True)
+      if not local and model.reductions[s] > 1:
+        rows += reduction(
+          f'{THEIRS}attn.sr', f'{THEIRS}attn.norm', f'{OURS}{ATTENTION}', False
+        )
       out += pairs(rows, s=[s], j=[j])
   return out
-
-
-def _block(h: int) -> list[Row]:
-  """Rows that every block has."""
-  return [
-    *norm(f'{THEIRS}norm1', f'{OURS}LayerNorm_0'),
-    (f'{THEIRS}attn.proj.weight', f'{ATTENTION}out/kernel', heads_out(h)),
-    (f'{THEIRS}attn.proj.bias', f'{ATTENTION}out/bias', SAME),
-    *norm(f'{THEIRS}norm2', f'{OURS}LayerNorm_1'),
-    *dense(f'{THEIRS}mlp.fc1', f'{OURS}MlpBlock_0/Dense_0'),
-    *dense(f'{THEIRS}mlp.fc2', f'{OURS}MlpBlock_0/Dense_1'),
-  ]
-
-
-def _projected(theirs: str, parts: tuple[str, ...], h: int) -> list[Row]:
-  """Rows of projections that share one array."""
-  return [
-    (
-      f'{THEIRS}attn.{theirs}.{name}',
-      tuple(f'{ATTENTION}{part}/{ours}' for part in parts),
-      fused(layout, len(parts)),
-    )
-    for name, ours, layout in (
-      ('weight', 'kernel', heads(h)), ('bias', 'bias', heads_bias(h))
-    )
-  ]  # fmt: skip
 
 
 def read(
@@ -125,22 +94,15 @@ def read(
   first = 'patch_embeds.{}.proj.weight'.format
   count = sum(first(s) in found for s in range(10))
   _, channels, side, _ = timm_checks.square(where, found, first(0))
-  numbers = [
-    re.match(r'blocks\.(\d{1,3})\.(\d{1,4})\.norm1\.weight$', n) for n in found
-  ]
+  block = r'blocks\.(\d{1,3})\.(\d{1,4})\.norm1\.weight$'
   seen = {
     'embed_dims': [
       shape(where, found, first(s), 4)[0] for s in range(count)
     ],
-    'depths': [
-      sum(m is not None and int(m[1]) == s for m in numbers)
-      for s in range(count)
-    ],
+    'depths': fields.depths(found, block, most=count),
     'patch_size': side,
     'in_chans': channels,
-    'num_classes': (
-      shape(where, found, 'head.weight', 2)[0] if 'head.weight' in found else 0
-    ),
+    'num_classes': fields.size_of(where, found, 'head.weight'),
   }
   timm_checks.check_said(where, said, seen)
   for key in ('num_heads', 'mlp_ratios', 'sr_ratios', 'wss'):
@@ -160,7 +122,7 @@ def read(
       raise ValueError(
         f'{where}: {heads_here} heads do not divide the width {width}'
       )
-  fields = {
+  section = {
     'name': 'twins',
     'num_classes': seen['num_classes'],
     'hidden_sizes': tuple(seen['embed_dims']),
@@ -175,8 +137,8 @@ def read(
     **_attention(where, said['wss']),
   }
   if count != 4:
-    fields['feature_layers'] = tuple(range(count))
-  return fields, channels
+    section['feature_layers'] = tuple(range(count))
+  return section, channels
 
 
 def _attention(where: str, windows: list[Any] | None) -> dict[str, Any]:
@@ -193,16 +155,10 @@ def _attention(where: str, windows: list[Any] | None) -> dict[str, Any]:
 
 def write(model: nn.Module) -> tuple[str, dict[str, Any]]:
   """Architecture and model_args of ours; see `family.Timm`."""
-  for name, choices in {
-    'attention': (SVT, PCPVT), 'gelu': ('exact',), 'epsilon': (1e-6,),
-    'embedding_epsilon': (1e-5,),
-  }.items():  # fmt: skip
-    value = getattr(model, name)
-    if value not in choices:
-      raise ValueError(
-        f'timm has no place for {name}={value!r} of a Twins; it would have to '
-        f'be {" or ".join(map(repr, choices))}'
-      )
+  fields.must(
+    model, 'timm', attention=(SVT, PCPVT), gelu=('exact',), epsilon=(1e-6,),
+    embedding_epsilon=(1e-5,),
+  )  # fmt: skip
   local = model.attention == SVT
   if local and model.window_size == 1:
     raise ValueError("timm's windows are of 2×2 tokens or more: window_size=1")
