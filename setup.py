@@ -34,6 +34,7 @@ CORE = [
   'flatbuffers>=24,<27',
   'scikit-learn>=1.5,<2',
   'matplotlib>=3.9,<4',
+  'plotly>=6,<8',
   'jaxtyping>=0.3,<0.4',
   'absl-py>=2,<3',
 ]

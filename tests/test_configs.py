@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from vit_jax import (
+  building,
   evaluate,
   main,
   models,
@@ -17,6 +18,7 @@ from vit_jax import (
   state,
   train,
 )
+from vit_jax.arena import board as arena
 
 NAMES = sorted(
   p.stem for p in (tiny.ROOT / 'configs').glob('*.py') if p.stem != 'common'
@@ -89,6 +91,16 @@ def test_config_drives_its_run(name, tmp_path):
     start = functools.partial(model.init, train=False)
     assert jax.eval_shape(start, jax.random.key(0), image)['params']
     return
+  if config['run'] == 'arena':  # whose cells are training runs
+    board = arena.Board(
+      config['board'], arguments['record'], config['leaf'], config['rates'],
+      config['seeds'], config['validation'], config['evaluations'],
+    )  # fmt: skip
+    config = board.config('linear')
+    arguments = building.build(
+      {**config, 'run': 'train'}, tmp_path, main.RUNS
+    )
+    config['run'] = 'train'
   data, model = arguments['data'], arguments['model']
   (shape, dtype), batch_size = data.spec['image'], 8
   with_batch = {
@@ -119,6 +131,15 @@ def test_config_drives_its_run(name, tmp_path):
   assert {'loss', 'grad_norm'} <= set(found)
   assert arguments['sharding'].parameters(shapes.params)
   assert config['batch_size'] % config['accumulate'] == 0
+
+
+@pytest.mark.parametrize('arg', ['scaling', 'probe,runs/a,data/b'])
+def test_suites_without_training_are_given_what_they_read(arg, tmp_path):
+  config = importlib.import_module('configs.arena').get_config(arg).to_dict()
+  arguments = main.build(config, tmp_path)
+  assert arguments == {k: v for k, v in config.items() if k != 'run'}
+  with pytest.raises(ValueError, match='lerning_rate'):
+    main.build({**config, 'lerning_rate': 1.0}, tmp_path)
 
 
 @pytest.mark.parametrize('name', NAMES)

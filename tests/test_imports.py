@@ -14,7 +14,7 @@ ROOT = pathlib.Path(vit_jax.__file__).parent
 HEAVY = (
   'tensorflow', 'torch', 'grain', 'tensorflow_datasets', 'ml_collections',
   'matplotlib', 'sklearn', 'PIL', 'orbax.checkpoint', 'tensorboardX',
-  'simplejpeg', 'safetensors', 'ott',
+  'simplejpeg', 'safetensors', 'ott', 'plotly',
 )  # fmt: skip
 
 # What each module may import of vit_jax, besides itself; `data.transforms`
@@ -53,8 +53,11 @@ MAY_IMPORT = {
   'predict': ('pretrained', 'plots', 'data', 'models', *ANY),
   'train': LIBRARY,
   'benchmark': ('train', *LIBRARY),
-  'arena': ('train', 'benchmark', *LIBRARY),
-  'main': ('train', 'benchmark', 'arena', 'fewshot', 'start', *LIBRARY),
+  'building': ('start', *LIBRARY),
+  'arena': ('train', 'benchmark', 'building', *LIBRARY),
+  'main': (
+    'train', 'benchmark', 'arena', 'building', 'fewshot', 'start', *LIBRARY
+  ),
 }  # fmt: skip
 
 

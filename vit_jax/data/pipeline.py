@@ -195,6 +195,35 @@ class Data:
     out.identity = {**self.identity, 'shots': [shots, seed]}
     return out
 
+  def held_out(self, share: float) -> tuple['Data', 'Data']:
+    """The same data without a share of its training examples, and that share.
+
+    Args:
+      share: of the training examples, in (0, 1); which ones is drawn once for
+        all, whatever the seed of a run.
+
+    Returns:
+      Data that trains on the others, and data whose test split is the share,
+      transformed as test examples are.
+
+    Raises:
+      ValueError: nothing would be left of one of them.
+    """
+    count = round(share * self.train_size)
+    if not 0 < count < self.train_size:
+      raise ValueError(
+        f'a share of {share} of {self.train_size} training examples leaves '
+        f'{self.train_size - count} to train on and holds {count} out'
+      )
+    order = self._order(0, 0)
+    rest, held = copy.copy(self), copy.copy(self)
+    rest._train = views.Picked(self._train, order[count:])
+    rest.train_size = len(rest._train)
+    rest.identity = {**self.identity, 'held_out': share}
+    held._test = views.Picked(self._train, order[:count])
+    held.test_size = count
+    return rest, held
+
   def _order(self, shots: int, seed: int) -> list[int]:
     noise = np.random.RandomState(seed)  # noqa: NPY002  its streams are frozen
     order = noise.permutation(self.train_size).tolist()

@@ -1,0 +1,40 @@
+"""The arena: every attention in the same model, tuned alike, with three seeds.
+
+python -m vit_jax.main --config=configs/arena.py:digits --workdir=runs/arena
+
+Some of them: --config.choices="('softmax', 'linformer(rank=8)')". Any other
+leaf: --config.leaf=model.num_heads --config.choices='(1, 2, 4)'. One of four
+machines: --config.shard=0/4, and `python -m vit_jax.arena.report` merges them.
+'scaling' measures them alone from 64 to 65,536 tokens; 'probe,CHECKPOINT,DATA'
+puts them into a trained ViT and checks them.
+"""
+
+from configs import common
+
+
+def get_config(suite='digits'):
+  """'digits': 2 blocks on 4×4 patches; 300 steps a cell, five cells a row."""
+  name, *rest = common.split_arg(suite)
+  if name == 'scaling':
+    return common.locked(run='scaling', choices=(), dtypes=(), shard='0/1')
+  if name == 'probe':
+    path, data = rest
+    source, split = common.source(data), 'test'
+    return common.locked(run='probe', init=path, source=source, split=split,
+                         choices=(), images=32, shard='0/1')  # fmt: skip
+  if name != 'digits':
+    raise ValueError(f'no suite {name!r}; choices: digits, scaling, probe')
+  scaling = 'value_range(low=-1.0, high=1.0)'
+  return common.classification(
+    run='arena', board='digits', leaf='model.attention', choices=(),
+    rates=(1e-3, 3e-3, 1e-2), seeds=3, validation=0.1, evaluations=4,
+    shard='0/1', timeout=1800.0, model={
+      'name': 'vit', 'patch_size': 2, 'hidden_size': 64, 'num_layers': 2,
+      'num_heads': 4, 'mlp_dim': 128, 'image_size': 8, 'num_classes': 10,
+      'classifier': 'gap', 'attention': 'softmax', 'dtype': 'float32',
+    }, data={
+      'source': 'digits', 'test': scaling, 'cache': True, 'workers': 0,
+      'train': f'affine(rotate=0.2, scale=0.1, shift=0.6), {scaling}',
+      'decode': 'decode(channels=1)',
+    }, optimizer=common.adamw(warmup=50), steps=300, batch_size=64,
+  )  # fmt: skip
