@@ -11,6 +11,8 @@ import tiny
 
 from vit_jax import checkpoints, pretrained
 
+pytestmark = pytest.mark.slow  # three processes that compile
+
 # Each process has 4 fake devices, so that the two have the 8 of one test
 # process: the same program on the same mesh.
 SCRIPT = """

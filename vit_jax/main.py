@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax import arena, benchmark, building, evaluate, fewshot, train
-from vit_jax.arena import memory
+from vit_jax.arena import memory, scaling
 
 RUNS: dict[str, Callable[..., Any]] = {
   'train': train.train,
@@ -23,7 +23,7 @@ RUNS: dict[str, Callable[..., Any]] = {
   'fewshot': fewshot.fewshot,
   'benchmark': benchmark.benchmark,
   'arena': arena.arena,
-  'scaling': arena.scaling,
+  'scaling': scaling.scaling,
   'probe': arena.probe,
 }
 

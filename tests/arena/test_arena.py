@@ -15,6 +15,7 @@ import pytest
 from configs import arena as configs
 from vit_jax import arena as arenas
 from vit_jax import attention
+from vit_jax.arena import board as boards
 from vit_jax.arena import report, results, run, training
 
 ROOT = pathlib.Path(run.__file__).parents[2]
@@ -58,7 +59,7 @@ def here(monkeypatch, trainers):
     assert module == run.MODULE
     board = {**job['board'], 'rates': tuple(job['board']['rates'])}
     list(training.run(
-      training.Board(**board), job['label'], job['value'],
+      boards.Board(**board), job['label'], job['value'],
       pathlib.Path(job['file']),
     ))  # fmt: skip
     return run.process.End('ok', '')

@@ -212,6 +212,7 @@ def test_layers_may_take_turns_and_are_checked_each(run, tmp_path, monkeypatch):
   assert [r['local'] < 1e-6 for r in row['layers']] == [True, False]
 
 
+@pytest.mark.slow  # processes that compile
 def test_a_choice_runs_in_a_process_of_its_own(init, tmp_path):
   job = {
     'choice': 'softmax', 'init': init, 'source': 'digits', 'split': 'test',

@@ -3,6 +3,5 @@
 from vit_jax.arena.fairness import UnfairError
 from vit_jax.arena.probing import probe
 from vit_jax.arena.run import arena, compare
-from vit_jax.arena.scaling import scaling
 
-__all__ = ['UnfairError', 'arena', 'compare', 'probe', 'scaling']
+__all__ = ['UnfairError', 'arena', 'compare', 'probe']
