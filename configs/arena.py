@@ -2,11 +2,10 @@
 
 python -m vit_jax.main --config=configs/arena.py:digits --workdir=runs/arena
 
-Some of them: --config.choices="('softmax', 'linformer(rank=8)')". Any other
-leaf: --config.leaf=model.num_heads --config.choices='(1, 2, 4)'. One of four
-machines: --config.shard=0/4, and `python -m vit_jax.arena.report` merges them.
-'scaling' measures them alone from 64 to 65,536 tokens; 'probe,CHECKPOINT,DATA'
-puts them into a trained ViT and checks them.
+Some: --config.choices="('softmax', 'linformer(rank=8)')"; another leaf:
+--config.leaf=model.num_heads --config.choices='(1, 2, 4)'; a machine of four:
+--config.shard=0/4. 'scaling' measures them alone, 'probe,CHECKPOINT,DATA' puts
+them into a trained ViT and checks them.
 """
 
 from configs import common
@@ -15,16 +14,17 @@ from configs import common
 def get_config(suite='digits'):
   """'digits': 2 blocks on 4×4 patches; 300 steps a cell, five cells a row."""
   name, *rest = common.split_arg(suite)
+  scaling = 'value_range(low=-1.0, high=1.0)'
   if name == 'scaling':
-    return common.locked(run='scaling', choices=(), dtypes=(), shard='0/1')
+    return common.locked(
+      run='scaling', choices=(), lengths=tuple(4**i for i in range(3, 9)),
+      dtypes=(), max_seconds=20.0, shard='0/1')
   if name == 'probe':
-    path, data = rest
-    source, split = common.source(data), 'test'
-    return common.locked(run='probe', init=path, source=source, split=split,
-                         choices=(), images=32, shard='0/1')  # fmt: skip
+    return common.locked(
+      run='probe', init=rest[0], source=common.source(rest[1]), split='test',
+      choices=(), images=32, shard='0/1')
   if name != 'digits':
     raise ValueError(f'no suite {name!r}; choices: digits, scaling, probe')
-  scaling = 'value_range(low=-1.0, high=1.0)'
   return common.classification(
     run='arena', board='digits', leaf='model.attention', choices=(),
     rates=(1e-3, 3e-3, 1e-2), seeds=3, validation=0.1, evaluations=4,
