@@ -54,7 +54,11 @@ def load(name, *arg):
   """The config as a dict, its source replaced by one of the declared spec."""
   module = importlib.import_module(f'configs.{name}')
   config = module.get_config(*arg).to_dict()
-  if 'data' in config:
+  if 'vocabulary_size' in config['model']:  # of the declared length
+    config['data']['source'] = (
+      f'listops(min_length=3, max_length={config["model"]["length"]}, size=32)'
+    )
+  elif 'data' in config:
     size = config['model']['image_size'] or 16
     classes = config['model'].setdefault('num_classes', None) or 10
     channels = 1 if 'channels=1' in config['data']['decode'] else 3
@@ -102,9 +106,9 @@ def test_config_drives_its_run(name, tmp_path):
     )
     config['run'] = 'train'
   data, model = arguments['data'], arguments['model']
-  (shape, dtype), batch_size = data.spec['image'], 8
+  (shape, dtype), batch_size = data.spec[data.input], 8
   with_batch = {
-    'image': jax.ShapeDtypeStruct((batch_size, *shape), dtype),
+    data.input: jax.ShapeDtypeStruct((batch_size, *shape), dtype),
     'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     'weight': jax.ShapeDtypeStruct((batch_size,), jnp.float32),
   }

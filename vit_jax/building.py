@@ -182,7 +182,7 @@ def _task(section: Mapping[str, Any], data: Any) -> Mapping[str, Any]:
       teacher,
       path,
       labels=data.labels,
-      channels=data.spec['image'][0][-1],
+      channels=data.channels,
       transforms={
         'config.data.test': data.preprocess['transform'],
         'config.data.train': data.identity['train'],

@@ -27,7 +27,7 @@ def describe(record: Mapping[str, Any], data: Any) -> dict[str, Any]:
     'identity': {**kept, 'data': data.identity},
     'config': record,
     'model': record['model'],
-    'channels': data.spec['image'][0][-1],
+    'channels': data.channels,
     'preprocess': data.preprocess,
     'labels': data.labels,
     'versions': {'jax': jax.__version__},

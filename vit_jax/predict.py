@@ -33,6 +33,11 @@ def predict(
   """
   if topk < 1:
     raise ValueError(f'topk={topk} must be at least 1')
+  if 'vocabulary' in found.preprocess:
+    raise ValueError(
+      f'the {type(found.model).__name__} of this checkpoint reads sequences, '
+      'not images; config.run=evaluate measures it'
+    )
   apply = jax.jit(lambda x: found.model.apply(found.variables, x, train=False))
   rows = []
   for image in images:  # one by one: sizes may differ

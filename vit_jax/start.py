@@ -67,6 +67,8 @@ def transforms(
   whole; transforms without a size or a scaling of the pixels get its own, see
   `complete`. Says so.
   """
+  if 'vocabulary' in found.preprocess:
+    return {'train': '', 'test': '', **section}
   section = {'train': '', 'test': '', 'decode': '', **section}
   theirs = found.preprocess['transform']
   test = complete(section['test'] or theirs, theirs, found.channels)
@@ -199,7 +201,15 @@ def fit(
 
 def check_channels(found: pretrained.Pretrained, built: Any) -> None:
   """Raises a ValueError if the data's images are not the checkpoint's."""
-  channels = built.spec['image'][0][-1]
+  channels = built.channels
+  if (channels is None) != (found.channels is None):
+    kinds = ('sequences', 'images') if channels is None else (
+      'images', 'sequences'
+    )  # fmt: skip
+    raise ValueError(
+      f'the data are {kinds[0]}, and the checkpoint takes {kinds[1]}: set '
+      'config.data.source'
+    )
   if channels != found.channels:
     raise ValueError(
       f'the images have {channels} channels, and the checkpoint takes '

@@ -30,12 +30,12 @@ class TrainState:
 
 def init_state(
   key: jax.Array,
-  image: Float[Array, 'B Y X C'],
+  image: Float[Array, 'B Y X C'] | Int[Array, 'B N'],
   *,
   model: nn.Module,
   optimizer: optimizers.Optimizer,
 ) -> TrainState:
-  """The state at step 0."""
+  """The state at step 0; `image` is what the model reads, tokens perhaps."""
   variables = dict(model.init(key, image, train=False))
   return fresh(variables, optimizer=optimizer)
 

@@ -224,7 +224,8 @@ def train(
   key = jax.jit(
     lambda: jax.random.key(seed), out_shardings=sharding.replicated
   )()
-  example = jnp.zeros((1, *data.spec['image'][0]), data.spec['image'][1])
+  shape, dtype = data.spec[data.input]
+  example = jnp.zeros((1, *shape), dtype)
   start = functools.partial(
     states.init_state, model=model, optimizer=optimizer
   )

@@ -63,7 +63,7 @@ class Trainer:
     self._compile()
 
   def _compile(self) -> None:
-    shape, dtype = self.data.spec['image']
+    shape, dtype = self.data.spec[self.data.input]
     example = jax.ShapeDtypeStruct((1, *shape), dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
     start = functools.partial(
@@ -117,7 +117,7 @@ class Trainer:
       DivergedError: the loss is not finite; names the step.
     """
     key = jax.device_put(jax.random.key(seed), self.sharding.replicated)
-    shape, dtype = self.data.spec['image']
+    shape, dtype = self.data.spec[self.data.input]
     state = self._start(key, jnp.zeros((1, *shape), dtype))
     start, share = self._same_start(state.params, key)
     rate = jax.device_put(np.float32(rate), self.sharding.replicated)
@@ -174,7 +174,7 @@ class Trainer:
     Raises:
       UnfairError: a parameter of the base's name and shape starts otherwise.
     """
-    shape, dtype = self.data.spec['image']
+    shape, dtype = self.data.spec[self.data.input]
     found = self._init_base(key, jnp.zeros((1, *shape), dtype))
     base = _flat(found['params'])
     mine = _flat(params)

@@ -233,6 +233,16 @@ def sized_param(
   return module.param(name, init, shape)
 
 
+def refuse_arrays(kernel: nn.Module, given: Any) -> None:
+  """Raises a ValueError on an array of `given` that `kernel` would ignore."""
+  for name in given:
+    if not honours(kernel, name):
+      raise ValueError(
+        f'{type(kernel).__name__} does not honour {name}=; '
+        f'these do: {", ".join(able(name))}'
+      )
+
+
 def attend_with(
   kernel: nn.Module,
   q: Float[Array, 'B N H D'],
@@ -262,11 +272,7 @@ def attend_with(
       )
     if value is None:
       continue
-    if honours(kernel, name):
+    if name != 'x' or honours(kernel, name):
       given[name] = value
-    elif name != 'x':
-      raise ValueError(
-        f'{type(kernel).__name__} does not honour {name}=; '
-        f'these do: {", ".join(able(name))}'
-      )
+  refuse_arrays(kernel, given)
   return kernel(q, k, v, train=train, **given)

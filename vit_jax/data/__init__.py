@@ -21,6 +21,7 @@ from vit_jax.data import (
   examples,
   folder,
   geometry,
+  listops,
   pipeline,
   synthetic,
   tfds,
@@ -33,6 +34,7 @@ BadImageError = decode.BadImageError
 SOURCES = {
   'digits': digits.Digits,  # 1,797 8×8 digits of scikit-learn; no download
   'folder': folder.Folder,  # PATH/train/CLASS/*.jpg, or PATH/CLASS/*.jpg
+  'listops': listops.Listops,  # nested lists, as in the Long-Range Arena
   'synthetic': synthetic.Synthetic,  # noise of a declared shape
   'tfds': tfds.Tfds,  # any TensorFlow Datasets set prepared as array_record
   'tiny_imagenet': tiny_imagenet.TinyImagenet,  # 200 classes of 64×64
@@ -128,6 +130,18 @@ def build(
   for name, split in zip((train_split, test_split), splits, strict=True):
     if not len(split):
       raise ValueError(f'the split {name!r} of {source!r} has no examples')
+  sequences = hasattr(splits[0], 'vocabulary')
+  if sequences:
+    for name, value, without in (
+      ('train', train, ''), ('test', test, ''), ('decode', decode, 'decode'),
+      ('on_bad', on_bad, 'refuse'),
+    ):  # fmt: skip
+      if value != without:
+        raise ValueError(
+          f'{name}={value!r} is about images, and {source!r} has sequences: '
+          f'set it to {without!r}'
+        )
+    preprocess = {'vocabulary': list(splits[0].vocabulary)}
   identity = {
     'source': _identify(source),
     'splits': [train_split, test_split],
@@ -144,8 +158,12 @@ def build(
       f'the splits {train_split!r} and {test_split!r} have different labels: '
       f'{splits[0].labels} and {splits[1].labels}'
     )
+  if sequences:
+    loaded = [examples.Padded(s, cache) for s in splits]
+  else:
+    loaded = [examples.Decoded(s, decoder, on_bad, cache) for s in splits]
   out = pipeline.Data(
-    *(examples.Decoded(s, decoder, on_bad, cache) for s in splits),
+    *loaded,
     train_chain=train_chain,
     test_chain=test_chain,
     labels=splits[0].labels,

@@ -17,7 +17,9 @@ Batch = dict[str, np.ndarray]
 class Source(Protocol):
   """Random access to the examples of one split.
 
-  An example is `{'image': bytes or uint8 [H W C], 'label': int, 'name': str}`.
+  An example is `{'image': bytes or uint8 [H W C], 'label': int, 'name': str}`,
+  or of a sequence `{'tokens': int32 [n], …}`, with n up to the source's
+  `length`, numbers of its `vocabulary` from 1 on: 0 is padding.
   """
 
   location: tuple[str, ...]  # options that say where the data is, not which
@@ -103,6 +105,49 @@ class Decoded:
     )
 
 
+class Padded:
+  """A source of sequences, each filled with zeros up to the longest.
+
+  Indices from `len(source)` on are all padding: that of the last batch.
+  """
+
+  def __init__(self, source: Source, cache: bool):
+    self._source = source
+    self._cache = {} if cache else None
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    if index >= len(self._source):
+      blank = np.zeros(self._source.length, np.int32)
+      return {'tokens': blank, 'label': 0, 'weight': 0.0, 'name': 'padding'}
+    if self._cache is not None and index in self._cache:
+      return self._cache[index]
+    raw = self._source[index]
+    missing = self._source.length - raw['tokens'].shape[-1]
+    if missing < 0:
+      raise ValueError(
+        f'{raw["name"]} has {raw["tokens"].shape[-1]} tokens, more than the '
+        f'{self._source.length} that its source declares'
+      )
+    tokens = np.pad(raw['tokens'], (0, missing))
+    example = {**raw, 'tokens': tokens, 'weight': 1.0}
+    if self._cache is not None:
+      tokens.flags.writeable = False  # it is shared from here on
+      self._cache[index] = example
+    return example
+
+  def label(self, index: int) -> int:
+    """The label of an example."""
+    return int(self[index]['label'])
+
+  def __getstate__(self) -> dict[str, Any]:
+    # A worker process fills a cache of its own.
+    cache = None if self._cache is None else {}
+    return {**self.__dict__, '_cache': cache}
+
+
 def _example(
   image: np.ndarray, label: int, weight: float, name: str
 ) -> Example:
@@ -129,20 +174,22 @@ class Chain:
 
 @dataclasses.dataclass(frozen=True)
 class Collate:
-  """Examples → a batch, all of one image shape."""
+  """Examples → a batch, all of one shape."""
 
   shape: tuple[int, ...]
   num_classes: int
   which: str  # 'train' or 'test', for the messages
+  input: str = 'image'  # or 'tokens': what a model reads
 
   def __call__(self, examples: list[Example]) -> Batch:
     """Stacks what belongs into a batch, which names do not."""
-    images = np.empty((len(examples), *self.shape), np.float32)
+    dtype = examples[0][self.input].dtype
+    inputs = np.empty((len(examples), *self.shape), dtype)
     for i, example in enumerate(examples):
-      if example['image'].shape != self.shape:
+      if example[self.input].shape != self.shape:
         raise ValueError(
-          f'{example["name"]} comes out as {example["image"].shape}, others as '
-          f'{self.shape}: batches have one shape; end the geometry of the '
+          f'{example["name"]} comes out as {example[self.input].shape}, others '
+          f'as {self.shape}: batches have one shape; end the geometry of the '
           f'{self.which} transforms with one of resize(size=…), '
           'inception_crop(size=…), center_crop(size=…)'
         )
@@ -151,9 +198,9 @@ class Collate:
           f'{example["name"]} has the label {example["label"]}, not one of the '
           f'{self.num_classes} classes 0…{self.num_classes - 1}'
         )
-      images[i] = example['image']
+      inputs[i] = example[self.input]
     return {
-      'image': images,
+      self.input: inputs,
       'label': np.array([e['label'] for e in examples], np.int32),
       'weight': np.array([e['weight'] for e in examples], np.float32),
     }

@@ -107,6 +107,7 @@ class Data:
     num_classes: how many.
     train_size: examples of the training split.
     test_size: examples of the test split.
+    input: what a model reads of a batch, 'image' or 'tokens'.
     spec: `{name: (shape, dtype)}` of one transformed test example.
     preprocess: JSON-able; what prediction needs, see `load_image`.
     identity: JSON-able; a run resumes only where it is equal.
@@ -114,8 +115,8 @@ class Data:
 
   def __init__(
     self,
-    train: examples.Decoded,
-    test: examples.Decoded,
+    train: views.Decoded,
+    test: views.Decoded,
     train_chain: examples.Chain,
     test_chain: examples.Chain,
     labels: tuple[str, ...],
@@ -134,19 +135,37 @@ class Data:
     self._train_chain, self._test_chain = train_chain, test_chain
     self._reading = reading
     self._repeats = repeats
-    # Any seed will do: static shapes do not depend on it.
-    self._train_shape = _shape_of(train, train_chain, 'train')
-    shape = _shape_of(test, test_chain, 'test')
-    if self._train_shape[2] != shape[2]:
+    self.input = 'tokens' if isinstance(train, examples.Padded) else 'image'
+    self._train_shape, _ = self._shape_of(train, train_chain, 'train')
+    shape, dtype = self._shape_of(test, test_chain, 'test')
+    if self._train_shape[2:] != shape[2:]:
       raise ValueError(
         f'training images have {self._train_shape[2]} channels and test images '
         f'{shape[2]}: the transforms must end in the same number'
       )
     self.spec = {
-      'image': (shape, np.dtype(np.float32)),
+      self.input: (shape, dtype),
       'label': ((), np.dtype(np.int32)),
       'weight': ((), np.dtype(np.float32)),
     }
+
+  @property
+  def channels(self) -> int | None:
+    """Of images; None for sequences."""
+    return self.spec['image'][0][-1] if self.input == 'image' else None
+
+  def _shape_of(
+    self, source: views.Decoded, chain: examples.Chain, which: str
+  ) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that the transforms give the blank example."""
+    # Any seed will do: static shapes do not depend on it.
+    x = chain(source[len(source)], np.random.default_rng(0))[self.input]
+    if self.input == 'image' and x.dtype != np.float32:
+      raise ValueError(
+        f'the {which} transforms end in {x.dtype} pixels: end them with '
+        'value_range(low=…, high=…) or normalize(mean=…, std=…)'
+      )
+    return x.shape, x.dtype
 
   def relabelled(self, labels: Sequence[str]) -> 'Data':
     """The same data with the classes of a model, some of which it may lack.
@@ -250,7 +269,8 @@ class Data:
 
     Returns:
       An iterator over `{'image': float32 [b H W C], 'label': int32 [b],
-      'weight': float32 [b]}` with b = batch_size / processes.
+      'weight': float32 [b]}` with b = batch_size / processes; of sequences
+      with 'tokens': int32 [b N] instead of images.
     """
     import grain
 
@@ -258,7 +278,9 @@ class Data:
     for name, value in (('seed', seed), ('start_step', start_step)):
       if not 0 <= value < 2**32:
         raise ValueError(f'{name}={value} must be in [0, 2³²)')
-    collate = examples.Collate(self._train_shape, self.num_classes, 'train')
+    collate = examples.Collate(
+      self._train_shape, self.num_classes, 'train', self.input
+    )
     order = (
       grain.MapDataset.source(self._train).seed(seed).shuffle().repeat(None)
     )
@@ -287,7 +309,9 @@ class Data:
     import grain
 
     rows = _share(batch_size, process, processes)
-    collate = examples.Collate(self.spec['image'][0], self.num_classes, 'test')
+    collate = examples.Collate(
+      self.spec[self.input][0], self.num_classes, 'test', self.input
+    )
     steps = -(-self.test_size // batch_size)
     indices = np.arange(steps * batch_size)[process::processes]
     batches = (
@@ -313,16 +337,3 @@ def _share(batch_size: int, process: int, processes: int) -> int:
       f'processes={processes}'
     )
   return batch_size // processes
-
-
-def _shape_of(
-  source: examples.Decoded, chain: examples.Chain, which: str
-) -> tuple[int, ...]:
-  """The shape that the transforms give the blank image."""
-  image = chain(source[len(source)], np.random.default_rng(0))['image']
-  if image.dtype != np.float32:
-    raise ValueError(
-      f'the {which} transforms end in {image.dtype} pixels: end them with '
-      'value_range(low=…, high=…) or normalize(mean=…, std=…)'
-    )
-  return image.shape

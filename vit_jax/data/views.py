@@ -114,7 +114,7 @@ class Picked:
     return self._source.label(self._places[index])
 
 
-Decoded = examples.Decoded | Renumbered | Picked
+Decoded = examples.Decoded | examples.Padded | Renumbered | Picked
 
 
 def first_of_each(

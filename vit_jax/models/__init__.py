@@ -1,4 +1,4 @@
-"""The table of models. Each class lists its sizes in `VARIANTS`, row by row."""
+"""The tables of models. Each class lists its sizes in `VARIANTS`, by row."""
 
 from typing import Any
 
@@ -18,12 +18,14 @@ from vit_jax.models.pvt import PyramidVisionTransformer
 from vit_jax.models.pvt_v2 import PyramidVisionTransformerV2
 from vit_jax.models.resnet_classifier import ResNetClassifier
 from vit_jax.models.rope import RotaryViT
+from vit_jax.models.sequence import SequenceClassifier
 from vit_jax.models.swin import SwinTransformer
 from vit_jax.models.tnt import TNT
 from vit_jax.models.twins import Twins
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.models.xcit import XCiT
 
+# Of images [B Y X C].
 MODELS: dict[str, type[nn.Module]] = {
   'vit': VisionTransformer,  # Dosovitskiy et al. 2021; hybrids too
   'deit': DeiT,  # Touvron et al. 2021, 2022
@@ -44,13 +46,17 @@ MODELS: dict[str, type[nn.Module]] = {
   'swin': SwinTransformer,  # Liu et al. 2021
   'twins': Twins,  # Chu et al. 2021
 }
+# Of tokens [B N].
+SEQUENCE_MODELS: dict[str, type[nn.Module]] = {
+  'sequence': SequenceClassifier,  # Vaswani et al. 2017; Tay et al. 2021
+}
 
 
 def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
   """Builds a model: `build('vit', variant='B/16', num_classes=10)`.
 
   Args:
-    name: a key of `MODELS`.
+    name: a key of `MODELS` or `SEQUENCE_MODELS`.
     variant: a key of the model's `VARIANTS`; None if `fields` say everything.
     **fields: the model's fields; they override the variant's. Lists, as JSON
       has them, stand for tuples.
@@ -58,7 +64,7 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
   Raises:
     ValueError: unknown name, variant or field, or a field missing.
   """
-  cls = specs.lookup(MODELS, name, 'model')
+  cls = specs.lookup(MODELS | SEQUENCE_MODELS, name, 'model')
   specs.check_options(cls, fields, f'the model {name!r}')
   if variant is not None:
     row = specs.lookup(cls.VARIANTS, variant, f'variant of the model {name!r}')
@@ -76,8 +82,9 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
 
 
 __all__ = [
-  'MODELS', 'CPVT', 'CaiT', 'CompactTransformer',
+  'MODELS', 'SEQUENCE_MODELS', 'CPVT', 'CaiT', 'CompactTransformer',
   'ConvolutionalVisionTransformer', 'DeepViT', 'DeiT', 'MlpMixer',
   'PyramidVisionTransformer', 'PyramidVisionTransformerV2', 'ResNetClassifier',
-  'RotaryViT', 'SwinTransformer', 'TNT', 'Twins', 'VisionTransformer', 'build',
+  'RotaryViT', 'SequenceClassifier', 'SwinTransformer', 'TNT', 'Twins',
+  'VisionTransformer', 'build',
 ]  # fmt: skip

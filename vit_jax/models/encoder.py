@@ -15,7 +15,7 @@ from vit_jax import attention as attentions
 from vit_jax import layers, specs
 from vit_jax.models.conditional import ConditionalPosition
 from vit_jax.models.initialization import initializers
-from vit_jax.shapes import Array, Float
+from vit_jax.shapes import Array, Bool, Float
 
 
 NORM_PLACEMENTS = ('pre', 'post')
@@ -61,9 +61,14 @@ class Encoder1DBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'B N C'], train: bool = False
-  ) -> Float[Array, 'B N C']:
-    """Applies the block; positional `train` so that nn.remat can fix it."""
+    self, x: Float[Array, 'B N C'], train: bool = False,
+    key_mask: Bool[Array, 'B N'] | None = None,
+  ) -> Float[Array, 'B N C']:  # fmt: skip
+    """Applies the block; positional `train` so that nn.remat can fix it.
+
+    `key_mask` says which tokens are no padding; a ValueError if the attention
+    does not honour it.
+    """
     if self.norm_placement not in NORM_PLACEMENTS:
       raise ValueError(
         f'norm_placement={self.norm_placement!r}; choices: '
@@ -73,12 +78,15 @@ class Encoder1DBlock(nn.Module):
     first, second = (
       nn.LayerNorm(epsilon=self.epsilon, dtype=self.dtype) for _ in range(2)
     )
-    y = self.attention(
+    attention = self.attention(
       num_heads=self.num_heads, grid=self.grid, prefix=self.prefix,
       use_bias=self.qkv_bias, normalize_qk=self.qk_norm,
       dropout_rate=self.attention_dropout_rate, epsilon=self.epsilon,
       dtype=self.dtype, name='MultiHeadDotProductAttention_0',
-    )(first(x) if pre else x, train=train)  # fmt: skip
+    )  # fmt: skip
+    given = {} if key_mask is None else {'key_mask': key_mask}
+    attentions.base.refuse_arrays(attention, given)
+    y = attention(first(x) if pre else x, train=train, **given)
     x = x + self._branch(y, 0, train)
     x = x if pre else first(x)
     start = initializers(self.initialization)
@@ -161,12 +169,21 @@ class Encoder(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'B N C'],
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None,
     prefix: int = 0,
     train: bool = False,
     collect: tuple[int, ...] = (),
+    key_mask: Bool[Array, 'B N'] | None = None,
   ) -> tuple[Float[Array, 'B M C'], tuple[Float[Array, 'B M C'], ...]]:
-    """Encodes `prefix` tokens followed by a grid of patches.
+    """Encodes `prefix` tokens followed by a grid of patches, or a sequence.
+
+    Args:
+      x: the tokens.
+      grid: (rows, columns) of the patches; None for a sequence.
+      prefix: how many tokens come before them.
+      train: whether dropout and the like are on.
+      collect: blocks whose outputs are wanted.
+      key_mask: which tokens are no padding; None if all are none.
 
     Returns:
       The last block's output and those of the blocks in `collect`, all
@@ -213,7 +230,7 @@ class Encoder(nn.Module):
         qk_norm=self.qk_norm, gelu=self.gelu, epsilon=self.epsilon,
         dtype=self.dtype, initialization=self.initialization,
         norm_placement=self.norm_placement, name=f'encoderblock_{i}',
-      )(x, train)  # fmt: skip
+      )(x, train, key_mask)  # fmt: skip
       if i < self.conditional:
         x = ConditionalPosition(prefix, self.dtype, name=f'conditional_{i}')(
           x, grid

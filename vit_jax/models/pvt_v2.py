@@ -76,19 +76,19 @@ class ConvMlp(nn.Module):
   ) -> Float[Array, 'B N C']:
     """Applies the layer."""
     dense = functools.partial(
-      nn.Dense, kernel_init=START.kernel, dtype=self.dtype
-    )
+      nn.Dense, kernel_init=START.kernel, dtype=self.dtype,
+      dot_general=layers.one_matrix,
+    )  # fmt: skip
     drop = nn.Dropout(self.dropout_rate, deterministic=not train)
     shape = x.shape
-    # Dense layers see one matrix: XLA's CPU gradients are faster.
-    x = dense(self.mlp_dim, name='Dense_0')(x.reshape(-1, shape[-1]))
+    x = dense(self.mlp_dim, name='Dense_0')(x)
     x = nn.relu(x) if self.relu else x
     x = DepthwiseConv(
       (3, 3), (1, 1), ((1, 1), (1, 1)), dtype=self.dtype,
       kernel_init=HE_DEPTHWISE, name='depthwise',
     )(x.reshape(shape[0], *self.grid, -1))  # fmt: skip
-    x = drop(layers.gelu(self.gelu)(x)).reshape(-1, self.mlp_dim)
-    return drop(dense(shape[-1], name='Dense_1')(x)).reshape(shape)
+    x = drop(layers.gelu(self.gelu)(x)).reshape(*shape[:2], -1)
+    return drop(dense(shape[-1], name='Dense_1')(x))
 
 
 class Block(nn.Module):

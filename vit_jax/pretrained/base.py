@@ -30,7 +30,7 @@ class Pretrained:
       and 'transform', as `data.load_image` takes them.
     labels: names of the classes, () if they are unknown.
     config: the model's section of a config: `models.build(**config)`.
-    channels: of the images.
+    channels: of the images; None for a model of sequences.
     dtypes: the dtype that a variable has in the file it came from, by name,
       where it is not float32; `save` writes it back so.
     mapping: (arrays of the file, variables) of the conversion, to be shown.
@@ -41,7 +41,7 @@ class Pretrained:
   preprocess: dict[str, str]
   labels: tuple[str, ...]
   config: dict[str, Any]
-  channels: int = 3
+  channels: int | None = 3
   dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
   mapping: Sequence[tuple[str, str]] = ()
 
@@ -51,12 +51,14 @@ class Pretrained:
     return jnp.dtype(self.model.dtype)
 
 
-def shapes(model: nn.Module, channels: int) -> dict[str, Any]:
-  """The variables of a model at its own image size, abstract."""
-  size = (*layers.pair(model.image_size), channels)
-  return jax.eval_shape(
-    lambda: model.init(jax.random.key(0), jnp.zeros((1, *size)))
-  )
+def shapes(model: nn.Module, channels: int | None) -> dict[str, Any]:
+  """The variables of a model, abstract: at its own image size, or length."""
+  if channels is None:
+    example = jax.ShapeDtypeStruct((1, model.length), jnp.int32)
+  else:
+    size = (*layers.pair(model.image_size), channels)
+    example = jax.ShapeDtypeStruct((1, *size), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), example)
 
 
 def fill(

@@ -18,6 +18,11 @@ from vit_jax.tasks.augment import AUGMENTATIONS
 LOSSES = ('softmax', 'sigmoid')
 
 
+def read_by_model(batch: dict[str, Array]) -> Array:
+  """Images [B Y X C], or the tokens of sequences [B N]."""
+  return batch['tokens'] if 'tokens' in batch else batch['image']
+
+
 @flax.struct.dataclass
 class Classification:
   """One label an example; build it with `classification(...)`.
@@ -47,10 +52,16 @@ class Classification:
     """
     target = jax.nn.one_hot(batch['label'], self.num_classes)
     target = optax.smooth_labels(target, self.label_smoothing)
-    # A skipped image may hold anything: NaN · 0 would reach every gradient.
-    counts = batch['weight'][:, None, None, None] != 0
-    image = jnp.where(counts, batch['image'], 0)
-    batch = {**batch, 'image': image, 'target': target}
+    batch = {**batch, 'target': target}
+    if 'image' in batch:
+      # A skipped image may hold anything: NaN · 0 would reach every gradient.
+      counts = batch['weight'][:, None, None, None] != 0
+      batch['image'] = jnp.where(counts, batch['image'], 0)
+    elif self.augmentations or self.diversity:
+      raise ValueError(
+        'task.augment and task.diversity are of images, and the data are '
+        "sequences: set both to ''"
+      )
     for i, augment in enumerate(self.augmentations):
       key = jax.random.fold_in(rng, i)
       if diversities.by_patch(self.diversity):
@@ -72,7 +83,7 @@ class Classification:
     del rng
     if self.diversity:
       return self._with_diversity(forward, batch)
-    logits = forward(batch['image'], train=True)
+    logits = forward(read_by_model(batch), train=True)
     return self._labels(logits, batch)
 
   def _with_diversity(self, forward, batch):
@@ -106,7 +117,8 @@ class Classification:
     self, forward: Callable[..., Any], batch: dict[str, Array]
   ) -> dict[str, Metric]:
     """Loss without smoothing or class weights, top-1 and top-5 accuracy."""
-    logits = forward(batch['image'], train=False).astype(jnp.float32)
+    logits = forward(read_by_model(batch), train=False)
+    logits = logits.astype(jnp.float32)
     label, weight = batch['label'], batch['weight']
     target = jax.nn.one_hot(label, self.num_classes)
     losses = self._losses(logits, target, jnp.ones(self.num_classes))
