@@ -22,7 +22,6 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', CACHE.name)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jaxtyping
-import pytest
 
 hook = jaxtyping.install_import_hook('vit_jax', 'strict.check')
 hook.__enter__()
@@ -32,14 +31,3 @@ import jax
 
 absl.flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-  """A worker runs a whole file, or all about one entry of the attentions."""
-  for item in items:
-    group = item.path.name
-    for name in ('built', 'entry', 'label'):
-      if hasattr(item, 'callspec') and name in item.callspec.params:
-        group = f'attention {item.callspec.params[name]}'
-    item.add_marker(pytest.mark.xdist_group(group))

@@ -70,9 +70,8 @@ def test_a_quarter_of_the_nodes_above_the_last_depth_are_lists():
   rng = random.Random(0)
   lists = 0
   for _ in range(4000):
-    found = []
-    listops._node(rng, found, 1, 10**6, 2, 10)
-    lists += found[0] in listops.OPERATORS
+    words, _ = listops.tree(rng, 10**6, 2, 10)
+    lists += words[0] in listops.OPERATORS
   assert abs(lists / 4000 - listops.SHARE) < 4 * (0.25 * 0.75 / 4000) ** 0.5
 
 

@@ -65,6 +65,7 @@ def test_every_source_keeps_the_contract(prepared, classes, wordnet):
   cases = {
     'digits': f'digits(data_dir={str(prepared)!r})',
     'folder': f'folder(path={str(classes)!r})',
+    'listops': 'listops(size=30)',
     'synthetic': 'synthetic(classes=4, size=30)',
     'tfds': f"tfds(name='digits', data_dir={str(prepared)!r})",
     'tiny_imagenet': f'tiny_imagenet(path={str(wordnet)!r})',
@@ -79,13 +80,20 @@ def test_every_source_keeps_the_contract(prepared, classes, wordnet):
     names = set()
     for index in (0, len(source) - 1):
       example = source[index]
-      assert example.keys() == {'image', 'label', 'name'}
-      assert isinstance(example['image'], bytes | np.ndarray)
+      read = 'tokens' if hasattr(source, 'vocabulary') else 'image'
+      assert example.keys() == {read, 'label', 'name'}
       assert isinstance(example['label'], int)
       assert 0 <= example['label'] < len(source.labels)
-      assert decode.Decode()(example['image']).shape[2] == 3
+      if read == 'image':
+        assert isinstance(example['image'], bytes | np.ndarray)
+        assert decode.Decode()(example['image']).shape[2] == 3
+      else:
+        assert example['tokens'].dtype == np.int32
+        assert example['tokens'].min() > 0
+        assert example['tokens'].max() < len(source.vocabulary)
+        assert len(example['tokens']) <= source.length
       names.add(example['name'])
-      np.testing.assert_array_equal(source[index]['image'], example['image'])
+      np.testing.assert_array_equal(source[index][read], example[read])
     assert len(names) == 2
     assert build(spec).fingerprint == source.fingerprint
     assert build(spec, held_out).fingerprint != source.fingerprint

@@ -113,30 +113,35 @@ def draw(
 ) -> tuple[list[str], int]:  # fmt: skip
   """The symbols and the value of a random tree of such a length."""
   while True:
-    words = []
-    value = _node(rng, words, 1, max_length, max_depth, max_args)
-    if value is not None and len(words) > min_length:
-      return words, value
+    found = tree(rng, max_length, max_depth, max_args)
+    if found is not None and len(found[0]) > min_length:
+      return found
 
 
-def _node(
-  rng: random.Random, words: list[str], depth: int, max_length: int,
-  max_depth: int, max_args: int,
-) -> int | None:  # fmt: skip
-  """Appends a node; its value, or None once there are too many symbols."""
-  if depth >= max_depth or rng.random() > SHARE:
-    words.append(str(value := rng.randrange(10)))
-    return value if len(words) < max_length else None
-  count, operator = rng.randint(2, max_args), rng.choice(tuple(OPERATORS))
-  words.append(operator)
-  values = []
-  for _ in range(count):
-    value = _node(rng, words, depth + 1, max_length, max_depth, max_args)
-    if value is None:
-      return None
-    values.append(value)
-  words.append(END)
-  return OPERATORS[operator](values) if len(words) < max_length else None
+def tree(
+  rng: random.Random, max_length: int, max_depth: int, max_args: int
+) -> tuple[list[str], int] | None:
+  """The symbols and the value of a random tree; None if it gets too long."""
+  operators = tuple(OPERATORS)
+  words, lists = [], []  # (operator, how many nodes, values so far), nested
+  while len(words) + len(lists) < max_length:  # what is open needs its ends
+    if len(lists) + 1 < max_depth and rng.random() <= SHARE:
+      lists.append((rng.choice(operators), rng.randint(2, max_args), []))
+      words.append(lists[-1][0])
+      continue
+    value = rng.randrange(10)
+    words.append(str(value))
+    while lists:  # which the value may have completed
+      operator, count, values = lists[-1]
+      values.append(value)
+      if len(values) < count:
+        break
+      value = OPERATORS[operator](values)
+      words.append(END)
+      lists.pop()
+    if not lists:
+      return (words, value) if len(words) < max_length else None
+  return None
 
 
 def evaluate(words: Sequence[str]) -> int:
