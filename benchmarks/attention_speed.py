@@ -14,7 +14,6 @@ import argparse
 import functools
 import math
 import statistics
-import time
 
 import flax.linen as nn
 import jax
@@ -24,8 +23,11 @@ import numpy as np
 from configs import digits
 from docs import attention_table as page
 from vit_jax import attention, main, state, train
+from vit_jax.arena import clock
+from vit_jax.arena.statistics import crossover
 
 HEADS, WIDTH = 4, 64
+LEAST = 0.1  # seconds of repeated calls that make a sample
 
 
 def inputs(name: str, n: int, dtype):
@@ -84,33 +86,10 @@ def digits_step(name: str):
   return call
 
 
-def seconds(call, least: float) -> float:
-  """Of one call, repeated for at least so many seconds."""
-  begin, count = time.perf_counter(), 0
-  while True:
-    call()
-    count += 1
-    spent = time.perf_counter() - begin
-    if spent > least:
-      return spent / count
-
-
-def ratio(exact, other, rounds: int, least: float = 0.1) -> list[float]:
+def ratio(exact, other, rounds: int) -> list[float]:
   """Times of `exact` over those of `other`, measured in turns."""
-  return [seconds(exact, least) / seconds(other, least) for _ in range(rounds)]
-
-
-def crossover(lengths, ratios) -> str:
-  """Where the ratio passes 1 for good, on a line in log–log."""
-  if ratios[-1] <= 1:
-    return f'> {lengths[-1]:,}'
-  for i in range(len(lengths) - 1, 0, -1):
-    if ratios[i - 1] <= 1:
-      a, b = math.log(ratios[i - 1]), math.log(ratios[i])
-      share = -a / (b - a)
-      low, high = math.log(lengths[i - 1]), math.log(lengths[i])
-      return f'{math.exp(low + share * (high - low)):,.0f}'
-  return f'< {lengths[0]:,}'
+  a, b = clock.in_turns((exact, other), rounds, LEAST, math.inf)
+  return [x / y for x, y in zip(a, b, strict=True)]
 
 
 def run() -> None:
@@ -144,12 +123,13 @@ def run() -> None:
       for n in given.lengths
     ]
     call = digits_step(name)
-    pairs = [
-      (seconds(exact_step, 0.1), seconds(call, 0.1))
-      for _ in range(given.rounds)
-    ]
-    step = 1e3 * statistics.median(b for _, b in pairs)
-    beside = statistics.median(a / b for a, b in pairs)
+    exact_s, step_s = clock.in_turns(
+      (exact_step, call), given.rounds, LEAST, math.inf
+    )
+    step = 1e3 * statistics.median(step_s)
+    beside = statistics.median(
+      a / b for a, b in zip(exact_s, step_s, strict=True)
+    )
     lines.append(
       f'| `{name}` | ' + ' | '.join(f'{m:.2f}' for m in medians)
       + f' | {crossover(given.lengths, medians)} | {step:.1f} ({beside:.2f}) |'

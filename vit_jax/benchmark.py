@@ -276,11 +276,7 @@ def _compile(fn: Any, *args: Any) -> tuple[Callable[..., Any], float, float]:
   with _no_compilation_cache():
     compiled = fn.lower(*args).compile()
   seconds = time.perf_counter() - begin
-  plan = compiled.memory_analysis()
-  size = (
-    plan.argument_size_in_bytes + plan.output_size_in_bytes
-    + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-  )  # fmt: skip
+  size = planned(compiled)
   if jax.default_backend() == 'cpu':
     host = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     if size * jax.local_device_count() > host:
@@ -289,6 +285,15 @@ def _compile(fn: Any, *args: Any) -> tuple[Callable[..., Any], float, float]:
         f'devices share {host / 2**30:.1f} GiB'
       )
   return compiled, seconds, size / 2**20
+
+
+def planned(compiled: Any) -> int:
+  """Bytes that XLA plans to hold at once: arguments, outputs, temporaries."""
+  plan = compiled.memory_analysis()
+  return (
+    plan.argument_size_in_bytes + plan.output_size_in_bytes
+    + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+  )  # fmt: skip
 
 
 def _time(call: Callable[[], Any], repeats: int) -> tuple[float, float]:

@@ -175,17 +175,8 @@ def _map(
 ) -> Array | None:
   if not kernel.linear_in_values or kernel.mixes_channels:
     return None
-  own = {name: _below(tree, path) for name, tree in variables.items()}
+  own = probe.own_variables(variables, path)
   return probe.attention_map(kernel, own, *qk, **given)
-
-
-def _below(tree: Any, path: Sequence[str]) -> Any:
-  """What lies at a path; nothing where it ends before."""
-  for name in path:
-    if name not in tree:
-      return {}
-    tree = tree[name]
-  return tree
 
 
 def markdown(found: Mapping[str, Rows], measure: str = 'patches') -> str:

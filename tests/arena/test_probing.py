@@ -136,6 +136,7 @@ def run(init, monkeypatch):
 
   go.process = here
   monkeypatch.setattr(process, 'run', here)
+  monkeypatch.setattr(probing.suite, 'machine', lambda f: results.environment())
   return go
 
 

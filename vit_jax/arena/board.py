@@ -140,9 +140,11 @@ def put(config: dict[str, Any], leaf: str, value: Any) -> None:
 
 
 def choices_of(
-  choices: Sequence[Any] | Mapping[str, Any], leaf: str, base: Any
+  choices: str | Sequence[Any] | Mapping[str, Any], leaf: str, base: Any
 ) -> dict[str, Any]:
   """Label → value of what is compared; () is every attention there is.
+
+  Words may be one string, specs with commas between them.
 
   Raises:
     ValueError: none are given and the leaf is not an attention, two are equal,
@@ -150,6 +152,8 @@ def choices_of(
   """
   if isinstance(choices, Mapping):
     return dict(choices)
+  if isinstance(choices, str):
+    choices = [str(spec) for spec in specs.parse(choices)]
   if not choices:
     if leaf != 'model.attention':
       raise ValueError(
@@ -163,7 +167,7 @@ def choices_of(
   for value in choices:
     label = value if isinstance(value, str) else json.dumps(value)
     if label in out:
-      raise ValueError(f'choices={tuple(choices)}: {label} is there twice')
+      raise ValueError(f'choices={tuple(choices)}: {label!r} is there twice')
     if leaf == 'model.attention':
       specs.parse(value)
     out[label] = value

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import attention, flops, specs
+from vit_jax import attention, benchmark, flops, specs
 from vit_jax.arena import memory
 from vit_jax.attention.base import Described, honours
 
@@ -142,10 +142,10 @@ class Kernel:
 
   def needed(self, direction: str) -> int:
     """Bytes at once, by XLA's plan: of the call, or of the initialisation."""
-    found = memory.planned(self.compiled(direction))
+    found = benchmark.planned(self.compiled(direction))
     if self.made or self._start() is None:
       return found
-    return max(found, memory.planned(self._start()))
+    return max(found, benchmark.planned(self._start()))
 
   def held(self) -> int:
     """Bytes of the arguments that are there already."""

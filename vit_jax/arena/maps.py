@@ -155,7 +155,7 @@ def by_layer(
   for index in range(model.num_layers):
     module, path = places[index]
     args, given = calls[index]
-    own = {k: below(tree, path) for k, tree in swapped.variables.items()}
+    own = probe.own_variables(swapped.variables, path)
     weighed = (
       isinstance(module, Attention)
       and module.linear_in_values and not module.mixes_channels
@@ -241,12 +241,3 @@ def _watch(
   with nn.intercept_methods(intercept):
     model.apply(variables, images, train=False)
   return inputs, calls, places
-
-
-def below(tree: Any, path: Sequence[str]) -> Any:
-  """What lies at a path; nothing where it ends before."""
-  for name in path:
-    if name not in tree:
-      return {}
-    tree = tree[name]
-  return tree

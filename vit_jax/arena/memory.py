@@ -50,15 +50,6 @@ def temporaries(compiled: Any) -> int:
   return compiled.memory_analysis().temp_size_in_bytes
 
 
-def planned(compiled: Any) -> int:
-  """Bytes that XLA plans to hold at once: arguments, outputs, temporaries."""
-  plan = compiled.memory_analysis()
-  return (
-    plan.argument_size_in_bytes + plan.output_size_in_bytes
-    + plan.temp_size_in_bytes - plan.alias_size_in_bytes
-  )  # fmt: skip
-
-
 def held(tree: Any) -> int:
   """Bytes of a tree of arrays or their shapes."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

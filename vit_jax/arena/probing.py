@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import attention, data, pretrained, specs
-from vit_jax.arena import board, checks, maps, process, results
+from vit_jax.arena import board, checks, maps, process, results, suite
 
 MODULE = 'vit_jax.arena.probing'
 EXACT = 'softmax'
@@ -108,16 +108,14 @@ def probe(
     'cache': str((workdir / 'compiled').absolute()),
   }  # fmt: skip
   there = results.keys(before)
-  for number, label in enumerate(labels, 1):
+
+  def each(label):
     if key(label) not in there:
       _run({**job, 'choice': label}, file, timeout)
-    row = {r['key']: r for r in results.read(workdir)}[key(label)]
-    print(f'{number}/{len(labels)} {label}: {summary(row)}', flush=True)
-  rows = results.read(workdir)
-  from vit_jax.arena import report
+    rows = {r['key']: r for r in results.read(workdir)}
+    return summary(rows[key(label)])
 
-  report.write(workdir, rows)
-  return rows
+  return suite.run(workdir, labels, each)
 
 
 def _choices(choices: Sequence[str]) -> list[str]:
@@ -126,20 +124,13 @@ def _choices(choices: Sequence[str]) -> list[str]:
   Raises:
     ValueError: an unknown attention or option, or the same twice.
   """
-  if isinstance(choices, str):
-    choices = [str(spec) for spec in specs.parse(choices)]
-  choices = list(choices)
-  if not choices:
-    names = {**attention.ATTENTIONS, **attention.MIXERS}
-    choices = sorted(names, key=lambda name: (name != EXACT, name))
-  for label in choices:
-    if choices.count(label) > 1:
-      raise ValueError(f'choices={choices}: {label!r} is there twice')
+  found = list(board.choices_of(choices, 'model.attention', EXACT))
+  for label in found:
     if not specs.parse(label):
-      raise ValueError(f'choices={choices}: {label!r} is no attention')
+      raise ValueError(f'choices={found}: {label!r} is no attention')
     for spec in specs.parse(label):
       attention.layer(str(spec))  # raises early
-  return choices
+  return found
 
 
 def key(choice: str) -> str:
@@ -156,17 +147,20 @@ def _run(job: Mapping[str, Any], file: pathlib.Path, timeout: float) -> None:
     return
   if end.status == 'ok':
     end = process.End('failed', f'ended without a row; see {log}')
-  results.append(file, {**_row(job), **end._asdict()})
+  there = suite.machine(file)
+  results.append(file, {**_row(job, there), **end._asdict()})
 
 
-def _row(job: Mapping[str, Any]) -> dict[str, Any]:
+def _row(
+  job: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, Any]:
   """A row before anything was measured."""
   return {
     'key': key(job['choice']), 'suite': 'probe', 'choice': job['choice'],
     'status': 'ok', 'error': '', 'recipe': job['recipe'],
     'init': job['init'], 'images': job['images'], 'map': None, 'fresh': None,
     'layers': [], 'checks': {}, 'flagged': False, 'seconds': None,
-    'environment': results.environment(),
+    'environment': dict(environment),
   }  # fmt: skip
 
 
@@ -178,7 +172,7 @@ def measure(job: Mapping[str, Any]) -> dict[str, Any]:
       cannot take the place is a row.
   """
   begin = time.perf_counter()
-  row, choice = _row(job), job['choice']
+  row, choice = _row(job, results.environment()), job['choice']
   if job['check']:
     row['checks'] = check(choice)
   exact = pretrained.load(job['init'], attention=EXACT)

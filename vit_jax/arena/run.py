@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax import identity, specs
 from vit_jax.arena import board as boards
-from vit_jax.arena import process, results, scaling, training
+from vit_jax.arena import process, results, suite, training
 
 MODULE = 'vit_jax.arena.training'
 
@@ -70,19 +69,10 @@ def arena(
         f'{workdir} has rows of another recipe ({row["recipe"]}; this one is '
         f'{one.recipe}): take another --workdir'
       )
-  begin = time.perf_counter()
-  for number, label in enumerate(labels, 1):
-    rows = _run(one, label, found[label], file, timeout)
-    print(
-      f'{number}/{len(labels)} {label}: {summary(rows)}; '
-      f'{time.perf_counter() - begin:.0f} s',
-      flush=True,
-    )
-  rows = results.read(workdir)
-  from vit_jax.arena import report
-
-  report.write(workdir, rows)
-  return rows
+  return suite.run(
+    workdir, labels,
+    lambda label: summary(_run(one, label, found[label], file, timeout)),
+  )  # fmt: skip
 
 
 def compare(
@@ -142,7 +132,7 @@ def _run(
   )  # fmt: skip
   if end.status != 'ok':
     # Asked elsewhere: this process takes no accelerator from the next.
-    there = scaling.machine(file)
+    there = suite.machine(file)
     results.append(file, training.failure(board, label, *end, there))
   return mine()
 

@@ -1,11 +1,9 @@
 """Attentions alone: time, memory and FLOPs from short to long sequences."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +11,9 @@ import flax.linen as nn
 
 from vit_jax import specs
 from vit_jax.arena import board as boards
-from vit_jax.arena import cells, kernel, process, results
+from vit_jax.arena import cells, kernel, process, results, suite
 from vit_jax.arena.cells import Cell, Setting
+from vit_jax.arena.suite import machine
 
 MODULE = 'vit_jax.arena.cells'
 LENGTHS = (64, 256, 1024, 4096, 16384, 65536)
@@ -83,8 +82,6 @@ def scaling(
     max_seconds, memory_share,
   )  # fmt: skip
   check(lengths, dtypes)
-  if isinstance(choices, str):
-    choices = [str(spec) for spec in specs.parse(choices)]
   found = boards.choices_of(choices, 'model.attention', 'softmax')
   for value in found.values():
     if not callable(value):
@@ -98,21 +95,12 @@ def scaling(
     else ('float32',)
   )  # fmt: skip
   wanted = cells.all_of(dtypes, lengths)
-  begin = time.perf_counter()
-  for number, label in enumerate(labels, 1):
-    rows = _run(
+  return suite.run(
+    workdir, labels,
+    lambda label: summary(_run(
       label, found[label], setting, wanted, file, environment, timeout
-    )
-    print(
-      f'{number}/{len(labels)} {label}: {summary(rows)}; '
-      f'{time.perf_counter() - begin:.0f} s',
-      flush=True,
-    )
-  rows = results.read(workdir)
-  from vit_jax.arena import report
-
-  report.write(workdir, rows)
-  return rows
+    )),
+  )  # fmt: skip
 
 
 def check(lengths: Sequence[int], dtypes: Sequence[str]) -> None:
@@ -126,22 +114,6 @@ def check(lengths: Sequence[int], dtypes: Sequence[str]) -> None:
   for dtype in dtypes:
     if dtype not in DTYPES:
       raise ValueError(f'dtype {dtype!r}; {specs.nearest(dtype, DTYPES)}')
-
-
-def machine(file: pathlib.Path) -> dict[str, Any]:
-  """`results.environment()`, asked in a process: this one takes no device.
-
-  On a GPU the process that touches it first takes most of its memory.
-
-  Raises:
-    RuntimeError: JAX finds no device there.
-  """
-  log = file.parent / 'logs' / f'{file.stem}-machine.log'
-  answer = log.with_suffix('.json')
-  end = process.run(MODULE, {'ask': str(answer.absolute())}, log)
-  if end.status != 'ok':
-    raise RuntimeError(f'cannot start a process to measure in: {end.error}')
-  return json.loads(answer.read_text())
 
 
 def _run(

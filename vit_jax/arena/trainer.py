@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from vit_jax import (
+  benchmark,
   building,
   evaluate,
   flops,
@@ -91,7 +92,7 @@ class Trainer:
     ).lower(shapes, self.task, batch, key, rate)  # fmt: skip
     self._step = lowered.compile()
     seconds = time.perf_counter() - begin
-    needed, free = memory.planned(self._step), process.available_bytes()
+    needed, free = benchmark.planned(self._step), process.available_bytes()
     if needed > SAFE * free:
       raise MemoryError(
         f'a training step needs {needed / memory.GIB:.2f} GiB a device, and '

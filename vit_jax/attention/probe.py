@@ -81,6 +81,19 @@ def influence(
   return jnp.moveaxis(jax.lax.map(row, jnp.arange(n)), 0, 1)
 
 
+def own_variables(variables: Any, path: tuple[str, ...]) -> Any:
+  """Those of the submodule at a path; {} of collections that it has not."""
+
+  def below(tree):
+    for name in path:
+      if name not in tree:
+        return {}
+      tree = tree[name]
+    return tree
+
+  return {name: below(tree) for name, tree in variables.items()}
+
+
 def support(
   entry: Attention | Mixer, n: int, heads: int = 2, width: int = 8
 ) -> np.ndarray:

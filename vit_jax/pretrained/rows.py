@@ -10,6 +10,7 @@ from vit_jax.pretrained.convert import (
   DENSE,
   PIXEL,
   SAME,
+  Layout,
   Row,
   fused,
   heads,
@@ -39,20 +40,17 @@ def batch_norm(theirs: str, ours: str) -> list[Row]:
   ]
 
 
-def dense(theirs: str, ours: str) -> list[Row]:
-  """Rows of a linear layer."""
+def dense(theirs: str, ours: str, layout: Layout = DENSE) -> list[Row]:
+  """Rows of a linear layer, or of what else has a kernel and a bias."""
   return [
-    (f'{theirs}.weight', f'{ours}/kernel', DENSE),
+    (f'{theirs}.weight', f'{ours}/kernel', layout),
     (f'{theirs}.bias', f'{ours}/bias', SAME),
   ]
 
 
 def embedding(theirs: str, ours: str) -> list[Row]:
   """Rows of a convolution with a bias, as a patch embedding."""
-  return [
-    (f'{theirs}.weight', f'{ours}/kernel', CONV),
-    (f'{theirs}.bias', f'{ours}/bias', SAME),
-  ]
+  return dense(theirs, ours, CONV)
 
 
 def mlp(first: str, second: str, block: str) -> list[Row]:
