@@ -114,6 +114,9 @@ def theirs(name: str, batch: int, kind: str, gpu: bool, threads: int):
   """As `ours`."""
   import torch
 
+  # Lets timm and transformers be imported beside any torchvision.
+  from tests.live import conftest  # noqa: F401
+
   torch.manual_seed(0)
   torch.set_num_threads(threads)
   rival, logits = ROWS[name][1], lambda out: out
@@ -124,8 +127,6 @@ def theirs(name: str, batch: int, kind: str, gpu: bool, threads: int):
     model = cls(cls.config_class(num_labels=CLASSES))
     logits = lambda out: out.logits  # noqa: E731
   else:
-    from tests.live import conftest  # noqa: F401  lets timm be imported
-
     import timm
 
     model = timm.create_model(rival)
