@@ -47,7 +47,7 @@ ROWS = {
   'rope': ('S/16-axial', 'vit_small_patch16_rope_224'),
   'cpvt': ('S/16', ''),
   'deepvit': ('16', ''),
-  'compact': ('CCT-7/3x1', ''),
+  'compact': ('CCT-14/7x2', ''),
 }
 KINDS, PIXELS, CLASSES = ('forward', 'training'), 224, 1000
 

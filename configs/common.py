@@ -1,5 +1,7 @@
 """Pieces of recipes, in locked ConfigDicts: a typo is an error."""
 
+import importlib
+import pathlib
 import re
 
 from ml_collections import ConfigDict
@@ -139,3 +141,126 @@ def deit(
     steps=round(epochs * epoch), batch_size=batch_size, eval_every=5000,
     checkpoint_every=5000, **fields,
   )  # fmt: skip
+
+
+def board(recipe, name, **fields) -> ConfigDict:
+  """A recipe as a board of the arena.
+
+  Every choice is tuned over a third, one and three times the recipe's rate,
+  unless `fields`, further arguments of `vit_jax.arena.arena`, say otherwise.
+  """
+  rate = recipe.optimizer.learning_rate
+  with recipe.unlocked():
+    recipe.update({
+      'run': 'arena', 'board': name, 'leaf': 'model.attention', 'choices': (),
+      'rates': tuple(float(f'{rate * by:.2g}') for by in (1 / 3, 1, 3)),
+      'seeds': 3, 'validation': 0.1, 'evaluations': 4, 'shard': '0/1',
+      'timeout': 7200.0, **fields,
+    })  # fmt: skip
+  return recipe
+
+
+def untrained(suite, *rest) -> ConfigDict:
+  """The suites that train nothing: 'scaling', 'probe' of a model and data."""
+  fields = {'run': suite, 'choices': (), 'shard': '0/1'}
+  if suite == 'scaling':
+    lengths = tuple(4**i for i in range(3, 9))
+    return locked(lengths=lengths, dtypes=(), max_seconds=20.0, **fields)
+  if len(rest) != 2:
+    raise ValueError(
+      f"probe takes a checkpoint and data, 'probe,CHECKPOINT,DATA', not {rest}"
+    )
+  return locked(
+    init=rest[0], source=source(rest[1]), split='test', images=32, **fields
+  )
+
+
+def shortened(recipe, steps) -> ConfigDict:
+  """The recipe in fewer steps: warm-up and averaging keep their share."""
+  with recipe.unlocked():
+    optimizer, share = recipe.optimizer, steps / recipe.steps
+    optimizer.warmup = round(optimizer.warmup * share)
+    if 'ema' in optimizer:
+      optimizer.ema = max(0.0, round(1 - (1 - optimizer.ema) / share, 6))
+    recipe.steps = steps
+  return recipe
+
+
+# Boards of images: steps of a cell, of which there are five for every choice;
+# seconds that a choice may take.
+IMAGES = {'mnist': (400, 7200.0), 'flowers': (400, 7200.0),
+          'cifar10': (5000, 36_000.0)}  # fmt: skip
+TASKS = ('pathfinder', 'image', 'text', 'retrieval', 'listops')
+# Attentions of the published comparison, the faults of its code beside them.
+KNOWN = ('performer', 'window(size=8)', 'sinkhorn', 'reformer(chunk=16)',
+         'synthesizer_dense', 'linear', 'linformer(rank=16)')  # fmt: skip
+WRONG = ('softmax', *KNOWN, *(f'wrong_{word}' for word in KNOWN),
+         'wrong_sinkhorn_keys', 'wrong_sinkhorn_noise')  # fmt: skip
+
+
+def board_of(name, *rest) -> ConfigDict:
+  """A board made from the recipe of that name.
+
+  Args:
+    name: 'mnist', 'flowers' or 'cifar10', 'listops', 'wrong' (known faults, on
+      ListOps), 'lra' or 'swap'.
+    *rest: of images the patch size; of 'lra' the task, and 'short' for small
+      models; of 'swap' a checkpoint and a data set.
+
+  Raises:
+    ValueError: another name, or another number of words after it.
+  """
+  counts = {**dict.fromkeys(IMAGES, (0, 1)), 'listops': (0,), 'wrong': (0,),
+            'lra': (1, 2), 'swap': (2,)}  # fmt: skip
+  if name not in counts:
+    raise ValueError(
+      f'no suite {name!r}; choices: digits, {", ".join(counts)}, scaling, probe'
+    )
+  if len(rest) not in counts[name]:
+    raise ValueError(
+      f'{",".join((name, *rest))!r} has {len(rest)} words after the name; '
+      f'choices: {", ".join(map(str, counts[name]))}'
+    )
+  if name == 'swap':
+    return _swapped(*rest)
+  if name == 'lra' and (
+    rest[0] not in TASKS or rest[1:] not in ((), ('short',))
+  ):
+    raise ValueError(
+      f"{name},{','.join(rest)}: it takes a task, {', '.join(TASKS)}, and "
+      "after a comma 'short' or nothing"
+    )
+  if name in ('listops', 'wrong'):
+    recipe = importlib.import_module('configs.listops').get_config('short')
+    kind = 'known-wrong' if name == 'wrong' else 'short'
+    choices = WRONG if name == 'wrong' else ()
+    return board(recipe, f'listops {kind}', validation=0.05, choices=choices)
+  module = importlib.import_module(f'configs.{name}')
+  if name == 'lra':
+    return board(
+      module.get_config(','.join(rest)), ' '.join(('lra', *rest)),
+      validation=0.05, timeout=7200.0 if rest[1:] else 5 * 86_400.0,
+    )  # fmt: skip
+  steps, timeout = IMAGES[name]
+  recipe = shortened(module.get_config(), steps)
+  side = recipe.model.image_size
+  patch = rest[0] if rest else str(recipe.model.patch_size)
+  if not patch.isdecimal() or not int(patch) or side % int(patch):
+    fit = [str(p) for p in range(1, side) if side % p == 0]
+    raise ValueError(
+      f'{name},{patch}: patches must divide the {side} pixels of a side; '
+      f'choices: {", ".join(fit)}'
+    )
+  recipe.model.patch_size = int(patch)
+  tokens = (side // int(patch)) ** 2
+  return board(recipe, f'{name} {tokens} tokens', timeout=timeout)
+
+
+def _swapped(checkpoint, dataset) -> ConfigDict:
+  """Every attention in a trained model, which teaches it for 200 steps."""
+  from configs import distill_attention
+
+  recipe = distill_attention.get_config(f'{checkpoint},softmax')
+  recipe.data.source = source(dataset)
+  name = f'swap {pathlib.PurePath(checkpoint).name}'
+  return board(shortened(recipe, 200), name, timeout=36_000.0)

@@ -19,6 +19,7 @@ from vit_jax import (
   train,
 )
 from vit_jax.arena import board as arena
+from vit_jax.arena import dataset_size
 
 NAMES = sorted(
   p.stem for p in (tiny.ROOT / 'configs').glob('*.py') if p.stem != 'common'
@@ -101,6 +102,19 @@ def test_config_drives_its_run(name, tmp_path):
       config['seeds'], config['validation'], config['evaluations'],
     )  # fmt: skip
     config = board.config('linear')
+    arguments = building.build(
+      {**config, 'run': 'train'}, tmp_path, main.RUNS
+    )
+    config['run'] = 'train'
+  if config['run'] == 'data_size':  # of other models, and on a share
+    record = {
+      k: v for k, v in arguments['record'].items() if k not in dataset_size.OWN
+    }
+    board = arena.Board(
+      config['board'], record, dataset_size.LEAF, config['rates'],
+      config['seeds'], 0.1, 1,
+    )  # fmt: skip
+    config = board.config(config['choices']['hybrid'])
     arguments = building.build(
       {**config, 'run': 'train'}, tmp_path, main.RUNS
     )

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from vit_jax import arena, benchmark, building, evaluate, fewshot, train
-from vit_jax.arena import memory, scaling
+from vit_jax.arena import dataset_size, latency, memory, scaling
 
 RUNS: dict[str, Callable[..., Any]] = {
   'train': train.train,
@@ -25,6 +25,8 @@ RUNS: dict[str, Callable[..., Any]] = {
   'arena': arena.arena,
   'scaling': scaling.scaling,
   'probe': arena.probe,
+  'data_size': dataset_size.data_size,
+  'latency': latency.latency,
 }
 
 

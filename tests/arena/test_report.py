@@ -159,7 +159,7 @@ def test_names_cannot_break_out_of_the_page(written):
   found = Reader(text)
   # The library and the plots are ours, and nothing else is a script.
   plots = found.tags.count('figure')
-  assert plots == 6
+  assert plots == 7
   assert found.tags.count('script') == 2 + plots
   assert 'img' not in found.tags
   assert found.tags.count('title') == found.tags.count('style') == 1
@@ -190,7 +190,7 @@ def test_the_report_needs_no_other_file_and_no_network(written):
   for file in re.findall(r'\]\((.+?\.png)\)', (written / 'report.md')
                          .read_text('utf-8')):  # fmt: skip
     assert (written / file).read_bytes().startswith(b'\x89PNG')
-  assert len(list(written.glob('*.png'))) == 6
+  assert len(list(written.glob('*.png'))) == 7
 
 
 def test_order_of_rows_changes_no_byte_and_shards_merge_to_the_whole(

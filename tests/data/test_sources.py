@@ -42,6 +42,19 @@ def classes(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """`PATH/{train,test}.tsv`: lines of labels and texts, and pairs of them."""
+  root = tmp_path_factory.mktemp('texts')
+  kinds = {'text': '{}\t{}\n', 'pairs': '{}\ta\tb\t{}\tfew words\n'}
+  for kind, line in kinds.items():
+    (root / kind).mkdir()
+    for split in ('train', 'test'):
+      lines = [line.format(k % 2, f'{split} {k}' * 5) for k in range(4)]
+      (root / kind / f'{split}.tsv').write_text(''.join(lines))
+  return root
+
+
+@pytest.fixture(scope='module')
 def wordnet(classes, tmp_path_factory):
   """The same images in the folders of Tiny ImageNet."""
   root = tmp_path_factory.mktemp('tiny_imagenet')
@@ -61,12 +74,15 @@ def build(spec, split='train'):
   return specs.build(spec, SOURCES, 'source', split=split)
 
 
-def test_every_source_keeps_the_contract(prepared, classes, wordnet):
+def test_every_source_keeps_the_contract(prepared, classes, wordnet, texts):
   cases = {
     'digits': f'digits(data_dir={str(prepared)!r})',
     'folder': f'folder(path={str(classes)!r})',
     'listops': 'listops(size=30)',
+    'pathfinder': 'pathfinder(contour_length=6, examples=30)',
+    'retrieval': f'retrieval(path={str(texts / "pairs")!r})',
     'synthetic': 'synthetic(classes=4, size=30)',
+    'text': f'text(path={str(texts / "text")!r})',
     'tfds': f"tfds(name='digits', data_dir={str(prepared)!r})",
     'tiny_imagenet': f'tiny_imagenet(path={str(wordnet)!r})',
   }
@@ -84,14 +100,17 @@ def test_every_source_keeps_the_contract(prepared, classes, wordnet):
       assert example.keys() == {read, 'label', 'name'}
       assert isinstance(example['label'], int)
       assert 0 <= example['label'] < len(source.labels)
+      if hasattr(source, 'label'):
+        assert source.label(index) == example['label']
       if read == 'image':
         assert isinstance(example['image'], bytes | np.ndarray)
         assert decode.Decode()(example['image']).shape[2] == 3
       else:
         assert example['tokens'].dtype == np.int32
-        assert example['tokens'].min() > 0
+        for text in np.atleast_2d(example['tokens']):
+          assert np.trim_zeros(text, 'b').min() > 0  # 0 is padding alone
         assert example['tokens'].max() < len(source.vocabulary)
-        assert len(example['tokens']) <= source.length
+        assert example['tokens'].shape[-1] <= source.length
       names.add(example['name'])
       np.testing.assert_array_equal(source[index][read], example[read])
     assert len(names) == 2

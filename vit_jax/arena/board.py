@@ -14,10 +14,12 @@ ARENA = (
   'run', 'board', 'leaf', 'choices', 'rates', 'seeds', 'validation',
   'evaluations', 'shard', 'timeout',
 )  # fmt: skip
-# What a recipe may hold that a cell has no use for: it keeps no checkpoints.
+# What a recipe may hold that a cell has no use for: it keeps no checkpoints,
+# and starts at random unless the recipe has an init.
 UNUSED = (
   'init', 'head', 'log_every', 'eval_every', 'checkpoint_every', 'profile',
 )  # fmt: skip
+START = ('init', 'head')  # of a trained model, if the recipe has one
 RATE = 'optimizer.learning_rate'
 
 
@@ -88,7 +90,10 @@ class Board:
 
   def recipe_sections(self) -> dict[str, Any]:
     """The recipe: what of the config every cell is built from."""
-    return {k: v for k, v in self.base.items() if k not in ARENA + UNUSED}
+    unused = UNUSED
+    if 'init' in self.base and self.base['init']:
+      unused = tuple(name for name in UNUSED if name not in START)
+    return {k: v for k, v in self.base.items() if k not in ARENA + unused}
 
   @property
   def recipe(self) -> str:

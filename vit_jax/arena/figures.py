@@ -41,11 +41,12 @@ class Panel(NamedTuple):
     low = max(ordered[0], middle - 3 * (best - middle))
     if best == middle:
       low = ordered[0]
-    margin = 0.05 * (best - low) or 1.0
-    low -= margin
     below = [
       n for n, s in zip(self.names, self.scores, strict=True) if s < low
     ]
+    low = min(s for s in ordered if s >= low)
+    margin = 0.05 * (best - low) or 1.0
+    low -= margin
     return low, best + 2 * margin, below
 
   def legend(self) -> list[str]:
@@ -138,7 +139,7 @@ def pareto(file: str | os.PathLike, panels: Sequence[Panel]) -> None:
       y = [panel.scores[i] for i in panel.front]
       axis.step(x, y, 'o-', where='post', color='#c0392b', markersize=4)
       if panel.logarithmic():
-        _logarithmic(axis, 'x')
+        logarithmic(axis, 'x')
       low, high, below = panel.reach()
       axis.set_ylim(low, high)
       axis.set_xlabel(panel.label)
@@ -160,7 +161,7 @@ def pareto(file: str | os.PathLike, panels: Sequence[Panel]) -> None:
         )  # fmt: skip
 
 
-def _logarithmic(axis: Any, which: str) -> None:
+def logarithmic(axis: Any, which: str) -> None:
   """Ticks at 1, 2 and 5, as plain numbers: `$` is no mathematics here."""
   from matplotlib import ticker
 
@@ -198,7 +199,7 @@ def growth(
     if len(named) < len(series):
       axis.plot([], [], '-', color='#c3c8d2', label='others')
     axis.set(xscale='log', xlabel='tokens N', ylabel=label)
-    _logarithmic(axis, 'y')
+    logarithmic(axis, 'y')
     ticks = sorted({n for x, _ in series.values() for n in x})
     axis.set_xticks(ticks, [f'{n:,}' for n in ticks])
     axis.minorticks_off()

@@ -18,7 +18,8 @@ def text(name: str, whole: bool = False) -> str:
   return html.escape(name, quote=False)
 
 
-def _layout(figure: Any, height: int, **more: Any) -> Any:
+def layout(figure: Any, height: int, **more: Any) -> Any:
+  """The figure with what all plots look like; height in pixels."""
   # Texts keep their own size and place, so the same rows give the same bytes.
   figure.update_layout(
     template='plotly_white', height=height, font={'size': 12},
@@ -57,7 +58,7 @@ def ranking(
   figure.update_xaxes(title='test accuracy, %')
   _names(figure.update_yaxes, names)
   figure.update_yaxes(range=[len(names) - 0.4, -0.6])
-  return _layout(figure, 130 + LINE * len(names))
+  return layout(figure, 130 + LINE * len(names))
 
 
 def _names(update: Any, names: Sequence[str], **more: Any) -> None:
@@ -91,7 +92,7 @@ def matrix(
   _names(figure.update_yaxes, names, autorange='reversed')
   _names(figure.update_xaxes, names, tickangle=-90, side='top')
   size = 260 + LINE * len(names)
-  return _layout(figure, size, width=size + 60)
+  return layout(figure, size, width=size + 60)
 
 
 def pareto(panels: Sequence[figures.Panel]) -> Any:
@@ -131,22 +132,31 @@ def pareto(panels: Sequence[figures.Panel]) -> Any:
       font={'size': 11},
     )  # fmt: skip
     if panel.logarithmic():
-      ends = min(panel.costs), max(panel.costs)
-      ticks = [
-        k * 10.0**e
-        for e in range(math.floor(math.log10(ends[0])),
-                       math.ceil(math.log10(ends[1])) + 1)
-        for k in (1, 2, 3, 5, 7)
-      ]  # fmt: skip
-      figure.update_xaxes(
-        type='log', tickvals=ticks, ticktext=[f'{v:g}' for v in ticks],
-        row=at, col=1,
-      )  # fmt: skip
+      ends = ticks(min(panel.costs), max(panel.costs))
+      figure.update_xaxes(type='log', row=at, col=1, **ends)
     figure.update_yaxes(
       title='test accuracy, %', range=[low, high], row=at, col=1
     )
-  figure = _layout(figure, 80 + 430 * len(panels))
+  figure = layout(figure, 80 + 430 * len(panels))
   return figure.update_layout(margin={'r': 230})
+
+
+def ticks(low: float, high: float, prefix: str = '') -> dict[str, Any]:
+  """Plain numbers, 1, 2, 3, 5 and 7, along a logarithmic axis; low > 0.
+
+  Args:
+    low: the least value, see above.
+    high: the greatest.
+    prefix: of the properties' names, as 'xaxis.' in a menu.
+  """
+  first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+  values = [
+    k * 10.0**e for e in range(first, last + 1) for k in (1, 2, 3, 5, 7)
+  ]
+  return {
+    f'{prefix}tickvals': values,
+    f'{prefix}ticktext': [f'{v:g}' for v in values],
+  }
 
 
 def growth(
@@ -200,7 +210,7 @@ def growth(
     ticktext=[f'{n:,}' for n in lengths],
   )  # fmt: skip
   figure.update_yaxes(type='log', title=first, exponentformat='power', dtick=1)
-  return _layout(
+  return layout(
     figure, 640, legend={'font': {'size': 10}, 'tracegroupgap': 0},
     updatemenus=[
       {'buttons': choose, 'x': 0, 'xanchor': 'left', 'y': 1.12},
@@ -256,7 +266,7 @@ def heatmap(
   ]  # fmt: skip
   _names(figure.update_yaxes, rows, autorange='reversed', showgrid=False)
   figure.update_xaxes(type='category', showgrid=False)
-  return _layout(
+  return layout(
     figure, 170 + LINE * len(rows),
     updatemenus=[
       {'buttons': menu, 'x': 0, 'xanchor': 'left', 'y': 1, 'yanchor': 'bottom'}

@@ -85,16 +85,12 @@ def _against(c: comparison.Comparison | None) -> Cell:
   )  # fmt: skip
 
 
-def parameters(s: Standing, base: Standing | None) -> tuple[Cell, str]:
-  """Their number, marked if it is not the baseline's; and a note."""
-  own = s.first('parameters')
+def parameters(own: int, usual: int) -> tuple[Cell, str]:
+  """A number of parameters, marked if it is not the usual one; and a note."""
   cell = page.number(own, ',.0f')
-  if base is None:
+  if abs(own - usual) <= SIGNIFICANT * usual:
     return cell, ''
-  more, usual = own - base.first('parameters'), base.first('parameters')
-  if abs(more) <= SIGNIFICANT * usual:
-    return cell, ''
-  note = f'{100 * more / usual:+.1f} % parameters'
+  note = f'{100 * (own / usual - 1):+.1f} % parameters'
   return cell._replace(text=f'≠ {cell.text}', kind='bad', title=note), note
 
 
@@ -132,7 +128,9 @@ def table(
     signs = [sign(compared[s.choice, o.choice]) for o in found if o != s]
     mean = 100 * s.mean('accuracy')
     error = statistics.standard_error(s.percent())
-    size, note = parameters(s, base)
+    size, note = parameters(
+      s.first('parameters'), (base or s).first('parameters')
+    )
     notes = [note] * bool(note)
     if s.rate in s.edges():
       notes.append('rate at the edge')

@@ -12,11 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.arena import (
+  claims,
   fairness,
   page,
+  report_data,
+  report_latency,
   report_probe,
+  report_published,
   report_scaling,
   report_train,
+  report_wrong,
   results,
   standings,
 )
@@ -28,6 +33,7 @@ FIELDS = {
   'train': standings.FIELDS,
   'scaling': report_scaling.FIELDS,
   'probe': report_probe.FIELDS,
+  'latency': report_latency.FIELDS,
 }
 # Of the scaling suite, where its rows say it.
 SIZES = (('batch_size', 'B'), ('heads', 'H'), ('width', 'D'))
@@ -132,11 +138,26 @@ def _sections(
       warnings.extend(found)
 
   suites = {s: [r for r in rows if r['suite'] == s] for s in FIELDS}
+  shared = [r for r in suites['train'] if 'share' in r]
+  add(
+    'Data', shared, lambda r: ('', r['set']),
+    lambda slug, title, some: report_data.section(
+      workdir, slug, title, some,
+      [r for r in shared if r['set'] == some[0]['set']],
+    ),
+  )  # fmt: skip
+  add(
+    'Latency', suites['latency'], lambda r: ('', ''),
+    lambda slug, title, some: report_latency.section(
+      workdir, slug, title, some
+    ),
+  )  # fmt: skip
   add(
     'Board', suites['train'], lambda r: ('', r['board']),
-    lambda slug, title, some: report_train.section(
+    lambda slug, title, some: _board(
       workdir, slug, title, some,
-      [r for r in suites['train'] if r['board'] == some[0]['board']], baseline,
+      [r for r in suites['train'] if r['board'] == some[0]['board']],
+      claims.VIT if 'share' in some[0] else baseline,
     ),
   )  # fmt: skip
   add(
@@ -158,6 +179,20 @@ def _sections(
     lambda slug, title, some: report_probe.section(workdir, slug, title, some),
   )  # fmt: skip
   return blocks, warnings
+
+
+def _board(
+  workdir: pathlib.Path, slug: str, title: str,
+  rows: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]],
+  baseline: str,
+) -> tuple[list[page.Block], list[str]]:  # fmt: skip
+  """A board's section, and what is said of some boards only."""
+  blocks, warnings = report_train.section(
+    workdir, slug, title, rows, whole, baseline
+  )
+  found = standings.standings(rows, whole)
+  more = [*report_published.section(found, rows), *report_wrong.section(found)]
+  return [*blocks, *more], warnings
 
 
 def _slug(title: str) -> str:

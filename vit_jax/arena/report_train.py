@@ -1,6 +1,5 @@
 """The report on a board: who is better, by how much, and at what cost."""
 
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from vit_jax.arena import (
   plots,
   ranking,
   statistics,
+  views,
 )
 from vit_jax.arena.page import Cell, Column, Figure, Heading, Table, Text
 from vit_jax.arena.standings import Standing, standings
@@ -57,7 +57,7 @@ def section(
     ranking.picture(workdir, slug, found, intervals, base),
     *ranking.pairwise(workdir, slug, names, compared),
     Heading(3, 'What it costs'), _pareto(workdir, slug, found),
-    Heading(3, 'At equal cost'), *_views(found, base),
+    *views.blocks(workdir, slug, found, base),
     Heading(3, 'Learning rates'), *_tuning(found),
     *failed,
   ]  # fmt: skip
@@ -136,64 +136,6 @@ def _pareto(
 
 def _over(memory: float | None) -> float | None:
   return None if memory is None else memory / 2**20
-
-
-def _views(
-  found: Sequence[Standing], base: Standing | None
-) -> list[page.Block]:
-  curves = {
-    s.choice: {seed: row['curve'] for seed, row in s.rows.items()}
-    for s in found
-  }
-  flops, by_flops = statistics.equal_budget(curves, statistics.FLOPS)
-  seconds, by_seconds = statistics.equal_budget(curves, statistics.SECONDS)
-  views = [{s.choice: 100 * s.mean('accuracy') for s in found}] + [
-    {c: 100 * statistics.mean(list(of.values())) for c, of in view.items()}
-    for view in (by_flops, by_seconds)
-  ]
-  places = []
-  for view in views:
-    known = [v for v in view.values() if not math.isnan(v)]
-    places.append({c: 1 + sum(o > v for o in known) for c, v in view.items()})
-  table = []
-  for s in found:
-    cells = [page.name(s.choice)]
-    for view, place in zip(views, places, strict=True):
-      value = view[s.choice]
-      cells.append(page.number(value))
-      cells.append(
-        Cell(page.NONE) if math.isnan(value)
-        else Cell(str(place[s.choice]), place[s.choice], 'weak')
-      )
-    cells += [
-      ranking.parameters(s, base)[0],
-      page.number(_loss(s), '.3f'),
-      page.number(s.mean('train_seconds'), ',.1f'),
-      page.number(s.first('compile_seconds'), ',.1f'),
-    ]
-    table.append(cells)
-  columns = [
-    Column(c)
-    for c in ('choice', 'as trained, %', '#', 'equal FLOPs, %', '#',
-              'equal time, %', '#', 'parameters', 'test loss', 'training s',
-              'compilation s')
-  ]  # fmt: skip
-  return [
-    Text(
-      'Every choice read from its curve where the thriftiest was ready: after '
-      f'{flops:.3g} training FLOPs, and after {seconds:.3g} seconds of '
-      'training steps on this device (compilation not counted). Between '
-      'evaluations the curve is a straight line; a dash says that the first '
-      'evaluation came later. The learning rate’s schedule was made for the '
-      'whole run, so whoever is stopped early has not had its end.'
-    ),
-    Table('Mean test accuracy over the seeds, and place.', columns, table),
-  ]  # fmt: skip
-
-
-def _loss(s: Standing) -> float | None:
-  known = [r['loss'] for r in s.rows.values() if r['loss'] is not None]
-  return statistics.mean(known) if known else None
 
 
 def _tuning(found: Sequence[Standing]) -> list[page.Block]:

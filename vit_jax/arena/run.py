@@ -71,7 +71,9 @@ def arena(
       )
   return suite.run(
     workdir, labels,
-    lambda label: summary(_run(one, label, found[label], file, timeout)),
+    lambda label: summary(
+      train_choice(one, label, found[label], file, timeout)
+    ),
   )  # fmt: skip
 
 
@@ -106,11 +108,19 @@ def compare(
   )
 
 
-def _run(
+def train_choice(
   board: boards.Board, label: str, value: Any, file: pathlib.Path,
   timeout: float,
 ) -> list[dict[str, Any]]:  # fmt: skip
-  """The rows of one choice; those that the file has are not run again."""
+  """The rows of one choice; those that the file has are not run again.
+
+  Args:
+    board: what is equal; `file` has no rows of another one.
+    label: of the choice.
+    value: of the leaf.
+    file: gets the rows; beside it lie logs and what was compiled.
+    timeout: seconds for what is missing.
+  """
   mine = lambda: [  # noqa: E731
     row for row in results.read(file) if row['choice'] == label
   ]

@@ -27,7 +27,7 @@ from vit_jax import (
 from vit_jax import sharding as shardings
 from vit_jax import state as states
 from vit_jax.arena import board as boards
-from vit_jax.arena import fairness, memory, process
+from vit_jax.arena import fairness, memory, process, wrong
 from vit_jax.arena.board import Board, digest
 
 CHUNK = 10  # steps that are timed together
@@ -42,12 +42,18 @@ class DivergedError(FloatingPointError):
 class Trainer:
   """One choice, compiled once: learning rate and seed are arguments.
 
+  With an `init` in the recipe every cell starts from that checkpoint's weights;
+  what a choice has besides them starts alike for all seeds, which then differ
+  in their examples' order, in augmentation and in dropout.
+
   Attributes:
     fixed: fields of every row of this choice.
   """
 
   def __init__(self, board: Board, value: Any, folder: pathlib.Path):
     self.board = board
+    if board.leaf.rpartition('.')[2] == 'attention':
+      value = wrong.layer(value)
     config = board.config(None if callable(value) else value)
     boards.put(config, board.leaf, value)  # a notebook's class is no JSON
     config['optimizer']['learning_rate'] = 1.0  # times the cell's
@@ -59,8 +65,13 @@ class Trainer:
     self.steps, self.batch_size = config['steps'], config['batch_size']
     self.sharding.check_batch(self.batch_size, config['accumulate'])
     self.accumulate = config['accumulate']
-    base = build(board.recipe_sections(), folder)['model']
-    self._init_base = jax.jit(functools.partial(base.init, train=False))
+    self.init = parts['init']
+    base = build(board.recipe_sections(), folder)
+    self._init_base = jax.jit(functools.partial(
+      base['model'].init, train=False
+    ))  # fmt: skip
+    if self.init is not None:
+      self._init_base = lambda *_: base['init']
     self._compile()
 
   def _compile(self) -> None:
@@ -70,7 +81,8 @@ class Trainer:
     start = functools.partial(
       states.init_state, model=self.model, optimizer=scaled(self.optimizer, 1.)
     )
-    shapes = jax.eval_shape(start, key, example)
+    with wrong.watched() as masked:
+      shapes = jax.eval_shape(start, key, example)
     self._placed = states.place(shapes, self.sharding)
     batch = {
       name: jax.ShapeDtypeStruct((self.batch_size, *s), d)
@@ -99,6 +111,13 @@ class Trainer:
         f'{free / memory.GIB:.2f} GiB are free'
       )
     self._start = jax.jit(start, out_shardings=self._placed)
+    if self.init is not None:
+      begin = jax.jit(
+        functools.partial(trained, optimizer=start.keywords['optimizer']),
+        out_shardings=self._placed,
+      )
+      variables = shardings.replicate(self.init, self.sharding)
+      self._start = lambda *_: begin(variables)
     served = jax.eval_shape(lambda s: s.served, shapes)
     forward = functools.partial(self.model.apply, train=False)
     self.flops = flops.count(forward, served, example)
@@ -109,6 +128,7 @@ class Trainer:
       'train_size': self.data.train_size, 'test_size': self.data.test_size,
       'parameters': sum(x.size for x in jax.tree.leaves(shapes.params)),
       'flops': self.flops, 'memory': needed, 'compile_seconds': seconds,
+      'masked': masked(),  # whether attention sees which tokens are padding
     }  # fmt: skip
 
   def cell(self, rate: float, seed: int) -> dict[str, Any]:
@@ -219,15 +239,23 @@ def scaled(optimizer: optimizers.Optimizer, rate: Any) -> optimizers.Optimizer:
   )
 
 
+def trained(
+  variables: dict[str, Any], *, optimizer: optimizers.Optimizer
+) -> states.TrainState:
+  """`states.fresh`, of copies: a step takes what its state is made of."""
+  return states.fresh(jax.tree.map(jnp.copy, variables), optimizer=optimizer)
+
+
 def build(config: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-  """The parts of a cell, by name."""
-  return building.build({**config, 'run': 'cell'}, folder, {'cell': wanted})
+  """The parts of a cell; `init` is a checkpoint's variables, or None."""
+  parts = building.build({**config, 'run': 'train'}, folder, {'train': wanted})
+  return {'init': None, **parts}
 
 
 def wanted(
   *, seed: int, steps: int, batch_size: int, model: nn.Module, task: Any,
   data: Any, optimizer: optimizers.Optimizer, sharding: shardings.Sharding,
-  accumulate: int,
+  accumulate: int, init: Any = None,
 ) -> None:  # fmt: skip
   """Its parameters' names say what a cell is made of."""
 

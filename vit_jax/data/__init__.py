@@ -2,7 +2,7 @@
 
 Adding a source: a class as `examples.Source`, one line in `SOURCES`. Adding a
 transform: a frozen dataclass as `transforms.Transform`, one line in
-`TRANSFORMS`.
+`TRANSFORMS`. Another way from images to tokens: one line in `TOKENS`.
 """
 
 import dataclasses
@@ -22,8 +22,13 @@ from vit_jax.data import (
   folder,
   geometry,
   listops,
+  pathfinder,
   pipeline,
+  pixels,
+  reading,
+  retrieval,
   synthetic,
+  text,
   tfds,
   tiny_imagenet,
   transforms,
@@ -35,7 +40,10 @@ SOURCES = {
   'digits': digits.Digits,  # 1,797 8×8 digits of scikit-learn; no download
   'folder': folder.Folder,  # PATH/train/CLASS/*.jpg, or PATH/CLASS/*.jpg
   'listops': listops.Listops,  # nested lists, as in the Long-Range Arena
+  'pathfinder': pathfinder.Pathfinder,  # are two discs joined by dashes?
+  'retrieval': retrieval.Retrieval,  # pairs of documents, as bytes
   'synthetic': synthetic.Synthetic,  # noise of a declared shape
+  'text': text.Text,  # PATH/train/CLASS/*.txt or PATH/train.tsv, as bytes
   'tfds': tfds.Tfds,  # any TensorFlow Datasets set prepared as array_record
   'tiny_imagenet': tiny_imagenet.TinyImagenet,  # 200 classes of 64×64
 }
@@ -65,12 +73,17 @@ TRANSFORMS = {
   'normalize': transforms.Normalize,  # (x / 255 − mean) / std
 }
 
+TOKENS = {
+  'pixels': pixels.Pixels,  # of grey images, one after the other
+}
+
 
 def build(
   source: str,
   train: str,
   test: str,
   decode: str = 'decode',
+  tokens: str = '',
   train_split: str = 'train',
   test_split: str = 'test',
   on_bad: str = 'refuse',
@@ -89,6 +102,7 @@ def build(
     train: specs of `TRANSFORMS`, comma separated, for training.
     test: those for evaluation, and so for prediction; none may be random.
     decode: spec of `DECODERS`.
+    tokens: spec of `TOKENS`, which ends both transforms; '' keeps images.
     train_split: split of the source.
     test_split: split of the source.
     on_bad: 'refuse' raises on an image that cannot be used; 'skip' yields it
@@ -118,11 +132,18 @@ def build(
     'decode': _spell_out(decode, DECODERS, 'decoder'),
     'transform': _spell_out(test, TRANSFORMS, 'transform'),
   }
+  if tokens:
+    tokenize = specs.build(tokens, TOKENS, 'way to tokens')
+    preprocess['tokens'] = _spell_out(tokens, TOKENS, 'way to tokens')
+    preprocess['vocabulary'] = list(tokenize.vocabulary)
   decoder, test_chain = _build_preprocess(preprocess)
-  train_chain = examples.Chain(specs.build_all(train, TRANSFORMS, 'transform'))
+  train_chain = examples.Chain((
+    *specs.build_all(train, TRANSFORMS, 'transform'),
+    *([tokenize] if tokens else []),
+  ))
   if threads is None:
     threads = 1 if cache else min(os.cpu_count() or 1, 16)
-  reading = pipeline.Reading(workers, threads, prefetch)
+  how = reading.Reading(workers, threads, prefetch)
   splits = [
     specs.build(source, SOURCES, 'source', split=split)
     for split in (train_split, test_split)
@@ -134,7 +155,7 @@ def build(
   if sequences:
     for name, value, without in (
       ('train', train, ''), ('test', test, ''), ('decode', decode, 'decode'),
-      ('on_bad', on_bad, 'refuse'),
+      ('tokens', tokens, ''), ('on_bad', on_bad, 'refuse'),
     ):  # fmt: skip
       if value != without:
         raise ValueError(
@@ -167,7 +188,7 @@ def build(
     train_chain=train_chain,
     test_chain=test_chain,
     labels=splits[0].labels,
-    reading=reading,
+    reading=how,
     preprocess=preprocess,
     identity=identity,
     repeats=repeats,
@@ -190,7 +211,7 @@ def load_image(
     preprocess: `Data.preprocess`.
 
   Returns:
-    float32 `[H W C]`.
+    float32 `[H W C]`, or the tokens `[N]` of `build(tokens=…)`.
 
   Raises:
     BadImageError: the image cannot be used.
@@ -205,7 +226,8 @@ def load_image(
     pixels = decoder(image)
   except BadImageError as e:
     raise BadImageError(f'cannot use {name}: {e}') from None
-  return chain({'image': pixels, 'name': name})['image']
+  found = chain({'image': pixels, 'name': name})
+  return found['tokens' if 'tokens' in preprocess else 'image']
 
 
 def _build_preprocess(
@@ -219,6 +241,8 @@ def _build_preprocess(
         f'{transform!r} is random, in the test transforms '
         f'{preprocess["transform"]!r}: it belongs in train'
       )
+  if 'tokens' in preprocess:
+    chain += specs.build_all(preprocess['tokens'], TOKENS, 'way to tokens')
   return decoder, examples.Chain(chain)
 
 

@@ -19,7 +19,9 @@ class Source(Protocol):
 
   An example is `{'image': bytes or uint8 [H W C], 'label': int, 'name': str}`,
   or of a sequence `{'tokens': int32 [n], …}`, with n up to the source's
-  `length`, numbers of its `vocabulary` from 1 on: 0 is padding.
+  `length`, numbers of its `vocabulary` from 1 on: 0 is padding. Several texts
+  are int32 [texts n], the shorter ones padded. A source that knows labels
+  without making the examples has a method `label(index)` as well.
   """
 
   location: tuple[str, ...]  # options that say where the data is, not which
@@ -72,6 +74,8 @@ class Decoded:
 
   def label(self, index: int) -> int:
     """The label of an example, which is not decoded for it."""
+    if hasattr(self._source, 'label'):
+      return self._source.label(index)
     return int(self._source[index]['label'])
 
   def __getstate__(self) -> dict[str, Any]:
@@ -114,13 +118,14 @@ class Padded:
   def __init__(self, source: Source, cache: bool):
     self._source = source
     self._cache = {} if cache else None
+    self._texts = source[0]['tokens'].shape[:-1]
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> Example:
     if index >= len(self._source):
-      blank = np.zeros(self._source.length, np.int32)
+      blank = np.zeros((*self._texts, self._source.length), np.int32)
       return {'tokens': blank, 'label': 0, 'weight': 0.0, 'name': 'padding'}
     if self._cache is not None and index in self._cache:
       return self._cache[index]
@@ -131,7 +136,8 @@ class Padded:
         f'{raw["name"]} has {raw["tokens"].shape[-1]} tokens, more than the '
         f'{self._source.length} that its source declares'
       )
-    tokens = np.pad(raw['tokens'], (0, missing))
+    before = [(0, 0)] * len(self._texts)
+    tokens = np.pad(raw['tokens'], [*before, (0, missing)])
     example = {**raw, 'tokens': tokens, 'weight': 1.0}
     if self._cache is not None:
       tokens.flags.writeable = False  # it is shared from here on
@@ -140,6 +146,8 @@ class Padded:
 
   def label(self, index: int) -> int:
     """The label of an example."""
+    if hasattr(self._source, 'label'):
+      return self._source.label(index)
     return int(self[index]['label'])
 
   def __getstate__(self) -> dict[str, Any]:

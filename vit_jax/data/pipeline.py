@@ -8,95 +8,13 @@ and the number of processes change nothing in what a step sees.
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vit_jax.data import examples, views
-
-
-class Batches:
-  """An iterator over batches; `close()` it, or use it in `with`.
-
-  Attributes:
-    skipped: how many bad images were left out so far.
-  """
-
-  def __init__(self, iterator: Any, steps: Iterator[np.ndarray]):
-    self._iterator = iterator
-    self._real = steps  # for every batch, which of its rows are not padding
-    self._ended = False
-    self.skipped = 0
-
-  def __iter__(self) -> 'Batches':
-    return self
-
-  def __next__(self) -> examples.Batch:
-    if self._ended:
-      raise StopIteration
-    try:
-      batch = next(self._iterator)
-    except StopIteration:
-      self._ended = True
-      self.close()
-      raise
-    real = next(self._real)
-    self.skipped += int(np.sum(real & (batch['weight'] == 0)))
-    return batch
-
-  def close(self) -> None:
-    """Stops worker processes and threads."""
-    self._iterator.close()
-
-  def __enter__(self) -> 'Batches':
-    return self
-
-  def __exit__(self, *error) -> None:
-    self.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """How examples are read, which changes no batch.
-
-  Attributes:
-    workers: processes that decode and transform; 0 is this process. They start
-      afresh: a script that uses them needs `if __name__ == '__main__'`.
-    threads: per process; 0 reads only when asked for a batch.
-    prefetch: batches held ready, per process.
-  """
-
-  workers: int
-  threads: int
-  prefetch: int
-
-  def __post_init__(self):
-    for name in ('workers', 'threads', 'prefetch'):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 0:
-        raise ValueError(f'{name}={value!r} must be an integer of at least 0')
-
-  def read(self, batches: Any) -> Any:
-    """An iterator over a Grain `MapDataset` of batches."""
-    import grain
-
-    options = grain.ReadOptions(
-      num_threads=self.threads,
-      prefetch_buffer_size=max(self.prefetch, self.threads),
-    )
-    batches = batches.to_iter_dataset(options)
-    if self.workers:
-      from absl import flags
-
-      if not flags.FLAGS.is_parsed():  # in a notebook; Grain reads its flags
-        flags.FLAGS.mark_as_parsed()
-      batches = batches.mp_prefetch(
-        grain.MultiprocessingOptions(
-          num_workers=self.workers, per_worker_buffer_size=2
-        )
-      )
-    return iter(batches)
+from vit_jax.data.reading import Batches, Reading
 
 
 class Data:
@@ -135,7 +53,8 @@ class Data:
     self._train_chain, self._test_chain = train_chain, test_chain
     self._reading = reading
     self._repeats = repeats
-    self.input = 'tokens' if isinstance(train, examples.Padded) else 'image'
+    blank = test_chain(test[len(test)])
+    self.input = 'tokens' if 'tokens' in blank else 'image'
     self._train_shape, _ = self._shape_of(train, train_chain, 'train')
     shape, dtype = self._shape_of(test, test_chain, 'test')
     if self._train_shape[2:] != shape[2:]:
@@ -148,6 +67,15 @@ class Data:
       'label': ((), np.dtype(np.int32)),
       'weight': ((), np.dtype(np.float32)),
     }
+
+  @property
+  def train_places(self) -> tuple[int, ...]:
+    """Where in the split the training examples are."""
+    return views.places(self._train)
+
+  def train_labels(self) -> list[int]:
+    """The class of each training example, none of which is decoded for it."""
+    return [self._train.label(i) for i in range(self.train_size)]
 
   @property
   def channels(self) -> int | None:
@@ -219,7 +147,9 @@ class Data:
 
     Args:
       share: of the training examples, in (0, 1); which ones is drawn once for
-        all, whatever the seed of a run.
+        all, whatever the seed of a run. Of so many shots of each class it is
+        the last of each class, so that what is left has as many of each and,
+        of fewer shots, is part of what is left of more.
 
     Returns:
       Data that trains on the others, and data whose test split is the share,
@@ -235,6 +165,19 @@ class Data:
         f'{self.train_size - count} to train on and holds {count} out'
       )
     order = self._order(0, 0)
+    if 'shots' in self.identity:
+      shots = self.identity['shots'][0]
+      keep = min(round((1 - share) * shots), shots - 1)
+      if not keep:
+        raise ValueError(
+          f'a share of {share} of {shots} shots of each class leaves none to '
+          'train on'
+        )
+      kept = views.first_of_each(
+        self._train, range(self.train_size), self.labels, keep
+      )
+      order = sorted(set(range(self.train_size)) - set(kept)) + kept
+      count = self.train_size - len(kept)
     rest, held = copy.copy(self), copy.copy(self)
     rest._train = views.Picked(self._train, order[count:])
     rest.train_size = len(rest._train)

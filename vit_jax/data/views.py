@@ -94,6 +94,10 @@ class Renumbered:
     """The label of an example, which is not decoded for it."""
     return self._index[self._source.label(index)]
 
+  def places(self) -> tuple[int, ...]:
+    """Where the examples are in what lies below all picking."""
+    return places(self._source)
+
 
 class Picked:
   """The examples at these places, and the padding after them."""
@@ -113,8 +117,20 @@ class Picked:
     """The label of an example, which is not decoded for it."""
     return self._source.label(self._places[index])
 
+  def places(self) -> tuple[int, ...]:
+    """Where the examples are in what lies below all picking."""
+    below = places(self._source)
+    return tuple(below[i] for i in self._places)
+
 
 Decoded = examples.Decoded | examples.Padded | Renumbered | Picked
+
+
+def places(source: Decoded) -> tuple[int, ...]:
+  """Where in its split each example of a view is."""
+  if isinstance(source, Renumbered | Picked):
+    return source.places()
+  return tuple(range(len(source)))
 
 
 def first_of_each(

@@ -18,7 +18,7 @@ from vit_jax.models.pvt import PyramidVisionTransformer
 from vit_jax.models.pvt_v2 import PyramidVisionTransformerV2
 from vit_jax.models.resnet_classifier import ResNetClassifier
 from vit_jax.models.rope import RotaryViT
-from vit_jax.models.sequence import SequenceClassifier
+from vit_jax.models.sequence import PairClassifier, SequenceClassifier
 from vit_jax.models.swin import SwinTransformer
 from vit_jax.models.tnt import TNT
 from vit_jax.models.twins import Twins
@@ -46,8 +46,9 @@ MODELS: dict[str, type[nn.Module]] = {
   'swin': SwinTransformer,  # Liu et al. 2021
   'twins': Twins,  # Chu et al. 2021
 }
-# Of tokens [B N].
+# Of tokens [B N], or pairs of documents [B 2 N].
 SEQUENCE_MODELS: dict[str, type[nn.Module]] = {
+  'pair': PairClassifier,  # Tay et al. 2021, retrieval
   'sequence': SequenceClassifier,  # Vaswani et al. 2017; Tay et al. 2021
 }
 
@@ -84,7 +85,7 @@ def build(name: str, variant: str | None = None, **fields: Any) -> nn.Module:
 __all__ = [
   'MODELS', 'SEQUENCE_MODELS', 'CPVT', 'CaiT', 'CompactTransformer',
   'ConvolutionalVisionTransformer', 'DeepViT', 'DeiT', 'MlpMixer',
-  'PyramidVisionTransformer', 'PyramidVisionTransformerV2', 'ResNetClassifier',
-  'RotaryViT', 'SequenceClassifier', 'SwinTransformer', 'TNT', 'Twins',
-  'VisionTransformer', 'build',
+  'PairClassifier', 'PyramidVisionTransformer', 'PyramidVisionTransformerV2',
+  'ResNetClassifier', 'RotaryViT', 'SequenceClassifier', 'SwinTransformer',
+  'TNT', 'Twins', 'VisionTransformer', 'build',
 ]  # fmt: skip

@@ -54,7 +54,7 @@ class Pretrained:
 def shapes(model: nn.Module, channels: int | None) -> dict[str, Any]:
   """The variables of a model, abstract: at its own image size, or length."""
   if channels is None:
-    example = jax.ShapeDtypeStruct((1, model.length), jnp.int32)
+    example = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.int32)
   else:
     size = (*layers.pair(model.image_size), channels)
     example = jax.ShapeDtypeStruct((1, *size), jnp.float32)
