@@ -143,7 +143,7 @@ def main() -> None:
       ]
       rate = gflop(shape, args.batch) / statistics.median(a for a, _ in rounds)
       ratio = statistics.median(b / a for a, b in rounds)
-      cells += [f'{rate:.0f}', f'{ratio:.2f}×']
+      cells += [f'{rate:.3g}', f'{ratio:.2f}×']
     print('| ' + ' | '.join(cells) + ' |', flush=True)
 
 
