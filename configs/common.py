@@ -51,6 +51,25 @@ def classification(
   )
 
 
+def matched() -> dict:
+  """ViT, CNN and hybrid of about 82 MFLOP on 32×32 pixels, 10 classes.
+
+  The CNN is ResNet-20 of He et al. 2016, §4.2.
+  """
+  every = {'image_size': 32, 'num_classes': 10, 'dtype': 'float32'}
+  vit = {
+    'name': 'vit', 'hidden_size': 128, 'num_layers': 4, 'num_heads': 4,
+    'classifier': 'gap', 'attention': 'softmax', **every}
+  return {
+    'ViT': {**vit, 'patch_size': 4, 'mlp_dim': 288},
+    'CNN': {
+      'name': 'resnet', 'block': 'basic', 'depths': (3, 3, 3), 'stem': 'cifar',
+      'hidden_sizes': (16, 32, 64), 'embedding_size': 16, **every},
+    'hybrid': {
+      **vit, 'resnet': (1,), 'resnet_width': 32, 'patch_size': 1,
+      'mlp_dim': 256}}  # fmt: skip
+
+
 def of_checkpoint(**fields) -> dict:
   """`config.model` of a run with an init: None leaves what it says as it is."""
   kinds = {
@@ -165,7 +184,10 @@ def untrained(suite, *rest) -> ConfigDict:
   fields = {'run': suite, 'choices': (), 'shard': '0/1'}
   if suite == 'scaling':
     lengths = tuple(4**i for i in range(3, 9))
-    return locked(lengths=lengths, dtypes=(), max_seconds=20.0, **fields)
+    return locked(
+      lengths=lengths, dtypes=(), rounds=7, cell_seconds=20.0,
+      max_seconds=20.0, **fields,
+    )  # fmt: skip
   if len(rest) != 2:
     raise ValueError(
       f"probe takes a checkpoint and data, 'probe,CHECKPOINT,DATA', not {rest}"

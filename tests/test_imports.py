@@ -54,7 +54,7 @@ MAY_IMPORT = {
   'train': LIBRARY,
   'benchmark': ('train', *LIBRARY),
   'building': ('start', *LIBRARY),
-  'arena': ('train', 'benchmark', 'building', *LIBRARY),
+  'arena': ('train', 'benchmark', 'building', 'start', *LIBRARY),
   'main': (
     'train', 'benchmark', 'arena', 'building', 'fewshot', 'start', *LIBRARY
   ),

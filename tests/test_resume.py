@@ -96,6 +96,7 @@ def test_kill_9_at_a_random_step_changes_no_bit(whole, tmp_path):
   assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.slow  # two processes that compile
 def test_sigterm_saves_and_exits_0_and_changes_no_bit(whole, tmp_path):
   process = start(tmp_path)
   wait_for(tmp_path, 9, process)

@@ -20,6 +20,8 @@ from vit_jax import sharding as shardings
 Runs = Mapping[str, Callable[..., Any]]
 # They look at a trained model: without config.init, the workdir's own.
 OF_TRAINED = ('evaluate', 'fewshot')
+# They train: a head may be a new one.
+TRAIN = ('train', 'arena', 'data_size')
 # Built by main rather than read from the config.
 SECTIONS = ('model', 'task', 'data', 'optimizer', 'sharding')
 BUILT = ('workdir', 'record')
@@ -98,7 +100,7 @@ def _built(
   else:
     if built is not None and 'task' in wanted:
       found, built = start.fit(
-        found, built, head=config['head'], training=run == 'train',
+        found, built, head=config['head'], training=run in TRAIN,
         num_classes=config['model']['num_classes'],
         subset='teacher' in config['task'],
       )  # fmt: skip
@@ -123,8 +125,17 @@ def _built(
     specs.check_options(shardings.build, config['sharding'], 'config.sharding')
     out['sharding'] = shardings.build(**config['sharding'])
   if 'record' in wanted:
+    if _starts_differ(config):
+      section = config['model']
     out['record'] = identity.plain({**config, 'model': section})
   return out
+
+
+def _starts_differ(config: Mapping[str, Any]) -> bool:
+  """Whether checkpoints are compared: one's sections are not the others'."""
+  if 'leaf' in config:
+    return config['leaf'] == 'init'
+  return config['run'] == 'data_size' and config['init'] is not None
 
 
 def _start(
@@ -149,7 +160,7 @@ def _start(
     )
   found = start.load(path, config['model'])
   classes = config['model']['num_classes']
-  if config['run'] != 'train' and classes not in (
+  if config['run'] not in TRAIN and classes not in (
     None, found.model.num_classes
   ):  # fmt: skip
     raise ValueError(

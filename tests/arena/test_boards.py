@@ -261,6 +261,7 @@ def swap(checkpoint):
   return config | {'steps': 1, 'batch_size': 16, 'evaluations': 1}
 
 
+@pytest.mark.slow  # four short trainings
 def test_a_swapped_attention_starts_from_the_trained_weights(
   checkpoint, tmp_path
 ):

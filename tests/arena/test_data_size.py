@@ -3,13 +3,15 @@
 import math
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_arena import here, told, trainers  # noqa: F401
 from test_report import cell, row
 
 from configs import data_size as configs
-from vit_jax import data, main
+from vit_jax import data, main, models, pretrained
 from vit_jax.arena import (
   claims,
   dataset_size,
@@ -17,6 +19,7 @@ from vit_jax.arena import (
   report,
   report_data,
   results,
+  trainer,
 )
 from vit_jax.arena.largest import largest
 from vit_jax.arena.statistics import Crossover
@@ -123,7 +126,7 @@ def test_equal_epochs_scale_steps_and_warm_up(whole):
     ({'epochs': -1.0}, 'epochs=-1.0'),
     ({'tolerance': -1.0}, 'tolerance=-1.0'),
     ({'choices': {'ViT': VIT}}, 'two models or more'),
-    ({'init': 'a/b'}, 'from scratch'),
+    ({'init': 'a/b'}, "config.init='a/b' must be one of the checkpoints"),
   ],
 )
 def test_bad_arguments_are_told(change, message, tmp_path):
@@ -159,6 +162,7 @@ def test_the_config_s_models_are_matched():
   assert set(found) == {'ViT', 'CNN', 'hybrid'}
 
 
+@pytest.mark.slow  # twelve short trainings
 @pytest.mark.usefixtures('here')
 def test_two_shares_go_through_and_go_on_where_they_stopped(
   tmp_path, monkeypatch
@@ -197,6 +201,60 @@ def test_two_shares_go_through_and_go_on_where_they_stopped(
 
   with pytest.raises(ValueError, match='another recipe'):
     start(tmp_path / 'whole', {**found, 'batch_size': 8})
+
+
+def saved(folder, section):
+  """A model as if it were trained; its path and parameters."""
+  model = models.build(**section)
+  rng = np.random.default_rng(5)
+  variables = jax.tree.map(
+    lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape) ** 2, s.dtype),
+    pretrained.base.shapes(model, 1),
+  )
+  pretrained.save(folder, pretrained.Pretrained(
+    model, variables, {'decode': 'decode(channels=1)', 'transform': SCALE}, (),
+    section, channels=1,
+  ))  # fmt: skip
+  return str(folder), variables['params']
+
+
+def fine_tuned(tmp_path):
+  """A run from a checkpoint of each model, and their parameters."""
+  made = {
+    name: saved(tmp_path / name, {**section, 'image_size': 8})
+    for name, section in (('ViT', VIT), ('CNN', CNN))
+  }
+  found = configs.get_config('flowers,data/flowers,runs').to_dict()
+  assert found['choices']['CNN'] == 'runs/CNN'
+  assert found['init'] == found['choices']['ViT']
+  changes = config(choices={k: path for k, (path, _) in made.items()})
+  changes |= {'model': found['model'], 'head': 'new', 'shares': (0.4,)}
+  return (
+    {**found, **changes, 'init': made['ViT'][0]},
+    {name: params for name, (_, params) in made.items()},
+  )
+
+
+@pytest.mark.usefixtures('here')
+def test_fine_tuned_each_starts_from_its_own_checkpoint(tmp_path):
+  found, params = fine_tuned(tmp_path)
+  rows = start(tmp_path / 'out', found)
+  assert {(r['choice'], r['status']) for r in rows} == {
+    ('ViT', 'ok'), ('CNN', 'ok')
+  }  # fmt: skip
+  assert {r['leaf'] for r in rows} == {'init'}
+  whole = dataset_size.built(found, (0.4,))
+  recipe = {k: v for k, v in found.items() if k not in dataset_size.OWN}
+  (part,) = dataset_size.parts(recipe, 'x', (0.4,), whole, 0, 0.0, MORE)
+  for name, path in found['choices'].items():
+    one = trainer.Trainer(part.board, path, tmp_path)
+    state = one._start(jax.random.key(0), None)
+    mine = dict(state.params)
+    there = dict(params[name])
+    there.pop('head')
+    head = mine.pop('head')
+    assert not np.any(head['bias'])  # a new one
+    jax.tree.map(np.testing.assert_array_equal, mine, there)
 
 
 def test_a_crossing_is_where_the_line_in_the_logarithm_crosses():
@@ -335,6 +393,20 @@ def test_no_crossing_in_the_range_is_said(low, high, said, tmp_path):
   assert any('none in the range' in t and said in t for t in texts)
 
 
+@pytest.mark.parametrize(('leaf', 'said'), [
+  ('model', 'from scratch'), ('init', 'fine-tuned, each from its own'),
+])  # fmt: skip
+def test_the_report_says_where_they_started(leaf, said, tmp_path):
+  rows = [
+    {**r, 'leaf': leaf}
+    for name, best in (('ViT', 0.5), ('CNN', 0.6))
+    for r in share_rows(name, 0.01, best)
+  ]
+  blocks, _ = report_data.section(tmp_path, 'x', 'X', rows, rows)
+  texts = [b.text for b in blocks if isinstance(b, report.Text)]
+  assert any(said in t for t in texts)
+
+
 def test_the_largest_batch_is_the_one_before_the_first_that_does_not_fit():
   noise = np.random.default_rng(0)
   for _ in range(200):
@@ -370,6 +442,7 @@ RECORD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # compiles a step five times
 def test_the_largest_batch_of_a_model_is_that_of_trying_all():
   subject = latency.Subject(VIT, 8, 1, RECORD)
   unit = subject.sharding.batch_devices

@@ -273,6 +273,7 @@ def test_no_choices_are_all_attentions(tmp_path, written, monkeypatch):
   assert set(seen) == {*attention.ATTENTIONS, *attention.MIXERS}
 
 
+@pytest.mark.slow  # processes that compile
 def test_a_killed_kernel_is_a_row_and_the_others_go_on(
   tmp_path, written, monkeypatch
 ):

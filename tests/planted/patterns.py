@@ -9,28 +9,6 @@ from vit_jax.attention.swin import Swin
 
 
 @dataclasses.dataclass(frozen=True)
-class Residues(Pattern):
-  """Tokens whose places are equal modulo the number of blocks."""
-
-  size: int
-
-  def keep(self, query, key):
-    """See `Pattern`."""
-    side = query.layout.length
-    count = -(-side // self.size**2)
-    both = (query.place >= 0) & (key.place >= 0)
-    return both & (query.place % count == key.place % count)
-
-
-class StridedBlocks(Window):
-  """Reshaped to (block, blocks) instead of (blocks, block): a stride."""
-
-  def pattern(self):
-    """See `Window`."""
-    return Residues(self.size)
-
-
-@dataclasses.dataclass(frozen=True)
 class Rolled(Pattern):
   """Windows of the rolled grid, with those that wrap around in one piece."""
 

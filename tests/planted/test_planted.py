@@ -6,6 +6,7 @@ from attention import contract
 from attention.oracles import FACTS
 from planted import exact, learned, patterns
 from vit_jax import attention
+from vit_jax.arena import wrong_kernels
 
 PLANTED = [
   # wrong kernel, the entry that it pretends to be, the checks that catch it
@@ -13,15 +14,18 @@ PLANTED = [
   (exact.PaddingIgnored, 'softmax', {'oracle', 'masked_keys', 'padding'}),
   (exact.SeesTheNext, 'softmax', {'oracle', 'causality'}),
   (learned.ChunkSeesTheNext, 'linear', {'oracle', 'causality', 'decoding'}),
-  (learned.PaddingIgnoredByLinear, 'linear', {'oracle', 'masked_keys'}),
-  (learned.KeysForValues, 'sinkhorn', {'oracle', 'limits', 'linear'}),
-  (learned.SummedAxes, 'sinkhorn', {'oracle'}),
+  (wrong_kernels.UnmaskedLinear, 'linear', {'oracle', 'masked_keys'}),
   (
-    learned.NoiseAtEvaluation, 'sinkhorn',
+    wrong_kernels.KeysForValuesSinkhorn, 'sinkhorn',
+    {'oracle', 'limits', 'linear'},
+  ),
+  (wrong_kernels.SummedSinkhorn, 'sinkhorn', {'oracle'}),
+  (
+    wrong_kernels.NoisySinkhorn, 'sinkhorn',
     {'oracle', 'evaluation_is_deterministic'},
   ),
-  (learned.SignsOfQR, 'performer', {'initial'}),
-  (patterns.StridedBlocks, 'window', {'oracle'}),
+  (wrong_kernels.UnsignedPerformer, 'performer', {'initial'}),
+  (wrong_kernels.StridedWindow, 'window', {'oracle'}),
   (patterns.ShiftMaskLeftOut, 'swin', {'oracle'}),
   (patterns.PrefixRowDropped, 'window', {'oracle', 'limits'}),
 ]  # fmt: skip

@@ -20,6 +20,7 @@ UNUSED = (
   'init', 'head', 'log_every', 'eval_every', 'checkpoint_every', 'profile',
 )  # fmt: skip
 START = ('init', 'head')  # of a trained model, if the recipe has one
+INIT = 'init'  # a leaf that compares checkpoints, which brings other models
 RATE = 'optimizer.learning_rate'
 
 
@@ -63,7 +64,7 @@ class Board:
       raise ValueError(
         f'evaluations={self.evaluations!r} must be in [1, {steps}], the steps'
       )
-    if self.leaf == RATE or self.leaf.partition('.')[0] in ARENA + UNUSED:
+    if self.leaf == RATE or self.leaf.partition('.')[0] in self._unread():
       raise ValueError(
         f'leaf={self.leaf!r} is not part of the recipe, or is tuned for every '
         'choice; compare a leaf such as model.attention or model.num_heads'
@@ -90,10 +91,14 @@ class Board:
 
   def recipe_sections(self) -> dict[str, Any]:
     """The recipe: what of the config every cell is built from."""
+    unread = self._unread()
+    return {k: v for k, v in self.base.items() if k not in unread}
+
+  def _unread(self) -> tuple[str, ...]:
     unused = UNUSED
     if 'init' in self.base and self.base['init']:
       unused = tuple(name for name in UNUSED if name not in START)
-    return {k: v for k, v in self.base.items() if k not in ARENA + unused}
+    return ARENA + unused
 
   @property
   def recipe(self) -> str:

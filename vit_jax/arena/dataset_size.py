@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 
 from vit_jax import data, flops, identity, models, specs
+from vit_jax import start as starts
 from vit_jax.arena import board as boards
 from vit_jax.arena import results, run, suite
 
-LEAF = 'model'
 SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)
 # Keys of the suite, of which a board knows nothing.
 OWN = ('shares', 'epochs', 'tolerance', 'subset')
@@ -66,9 +66,11 @@ def data_size(
 
   Args:
     workdir: gets results.jsonl, the report, logs and a file for each share.
-    record: the config: the recipe, and what the other arguments say.
+    record: the config: the recipe, and what the other arguments say. Its init
+      is one of the checkpoints, or None.
     board: name; those of the shares are 'NAME 10 %' and so on.
-    choices: label → `model` section.
+    choices: label → `model` section, from scratch; with an init in the record,
+      label → checkpoint, fine-tuned.
     shares: of the training examples, in (0, 1].
     subset: seed of the drawing; one draw for all models and seeds.
     epochs: 0 takes the recipe's steps for every share.
@@ -90,18 +92,23 @@ def data_size(
       examples for a share, or a row of another recipe in the workdir.
     fairness.UnfairError: rows that must not be compared.
   """
-  sections = {k: identity.plain(v) for k, v in choices.items()}
-  if len(sections) < 2:
+  values = {k: identity.plain(v) for k, v in choices.items()}
+  if len(values) < 2:
     raise ValueError(
-      f'choices={sorted(sections)} must be two models or more, label → section'
+      f'choices={sorted(values)} must be two models or more, label → section, '
+      'or label → checkpoint'
     )
+  whole, found = built(record, shares), values
   if 'init' in record and record['init']:
-    raise ValueError(
-      f'config.init={record["init"]!r}: different models cannot start from one '
-      'checkpoint; they are compared from scratch'
-    )
-  whole = built(record, shares)
-  check_flops(sections, whole, tolerance)
+    if record['init'] not in values.values():
+      raise ValueError(
+        f'config.init={record["init"]!r} must be one of the checkpoints in '
+        f'config.choices={values}: each starts from its own'
+      )
+    found = {
+      k: starts.load(v, record['model']).config for k, v in values.items()
+    }
+  check_flops(found, whole, tolerance)
   record = {k: v for k, v in record.items() if k not in OWN}
   more = {
     'rates': tuple(rates), 'seeds': seeds, 'validation': validation,
@@ -112,7 +119,7 @@ def data_size(
   pairs = {
     f'{part.board.name}/{label}': (part, label)
     for part in cut
-    for label in sections
+    for label in values
   }
   names = boards.share_of(pairs, shard)
   file = workdir / boards.file_name(shard)
@@ -123,7 +130,7 @@ def data_size(
     # Beside each other: shares have one compilation of a model in common.
     own = workdir / f'share-{part.share:g}-{file.name}'
     check_recipes(workdir, cut, results.read(own))
-    rows = run.train_choice(part.board, label, sections[label], own, timeout)
+    rows = run.train_choice(part.board, label, values[label], own, timeout)
     keep(file, rows, board, part)
     return run.summary(rows)
 
@@ -173,6 +180,7 @@ def parts(
   """
   if not epochs >= 0:
     raise ValueError(f'epochs={epochs!r} must be at least 0, 0 for equal steps')
+  leaf = boards.INIT if 'init' in record and record['init'] else 'model'
   labels = whole.train_labels()
   smallest = min(labels.count(k) for k in range(whole.num_classes))
   shots = [round(s * smallest) for s in sorted(shares)]
@@ -196,7 +204,7 @@ def parts(
         base['optimizer']['warmup'] = round(warmup)
       base['steps'] = steps
     out.append(Part(
-      boards.Board(f'{name} {100 * share:g} %', base, LEAF, **more),
+      boards.Board(f'{name} {100 * share:g} %', base, leaf, **more),
       share, len(places),
       boards.digest(
         json.dumps([whole.identity['fingerprints'][0], places]).encode()

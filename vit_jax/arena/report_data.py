@@ -105,10 +105,14 @@ def _about(
   ratio = max(flops.values()) / min(flops.values())
   steps = sorted({r['steps'] for r in rows if r['status'] == 'ok'})
   seeds = sorted({r['seed'] for r in rows if r['status'] == 'ok'})
+  begin = (
+    'fine-tuned, each from its own checkpoint,' if rows[0]['leaf'] == 'init'
+    else 'from scratch'
+  )  # fmt: skip
   return (
     f'Models whose forward FLOPs differ by {ratio - 1:.1%} at most ('
     + ', '.join(f'{n} {f / 1e6:,.3g} MFLOP' for n, f in flops.items())
-    + ') from scratch on nested shares of the training examples, as many of '
+    + f') {begin} on nested shares of the training examples, as many of '
     'every class; all see the same ones. Each share is a board of its own, '
     'with learning rates tuned on held-out examples of that share. Steps: '
     + ' to '.join(f'{s:,}' for s in dict.fromkeys((steps[0], steps[-1])))

@@ -193,7 +193,8 @@ class Trainer:
     """A digest of the base's initial parameters, and the share that is equal.
 
     Raises:
-      UnfairError: a parameter of the base's name and shape starts otherwise.
+      UnfairError: a parameter of the base's name and shape starts otherwise;
+        not where checkpoints are compared, which share nothing.
     """
     shape, dtype = self.data.spec[self.data.input]
     found = self._init_base(key, jnp.zeros((1, *shape), dtype))
@@ -202,8 +203,9 @@ class Trainer:
     shared = [
       name
       for name, x in base.items()
-      if name in mine and mine[name].shape == x.shape
-    ]
+      if self.board.leaf != boards.INIT
+      and name in mine and mine[name].shape == x.shape
+    ]  # fmt: skip
     apart = [n for n in shared if not np.array_equal(mine[n], base[n])]
     if apart:
       raise fairness.UnfairError(

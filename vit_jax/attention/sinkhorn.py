@@ -90,7 +90,7 @@ class Sinkhorn(BlockSort):
     """Logits and weights, the keys and values of each block, P."""
     blocks, size = self._sizes(n)
     keys = 2 * size + self.prefix
-    each = 3 * size * keys + 4 * keys * width + 8 * blocks
+    each = 3 * size * keys + 5 * keys * width + 8 * blocks
     return 4.0 * heads * blocks * each
 
 
