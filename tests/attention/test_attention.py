@@ -27,8 +27,9 @@ def test_every_entry_has_an_oracle_and_a_limit():
 
 
 # Operation by operation, every entry takes seconds: CI compares them, and with
-# XLA's optimisations, among which a fault once was.
-SLOW = ('check_jit',)
+# XLA's optimisations, among which a fault once was. A thousand draws with
+# dropout are CI's too.
+SLOW = ('check_jit', 'check_dropout')
 
 
 @pytest.mark.parametrize(
