@@ -10,7 +10,14 @@ import re
 import numpy as np
 import pytest
 
-from vit_jax.arena import fairness, page, report, results, standings
+from vit_jax.arena import (
+  fairness,
+  page,
+  report,
+  report_scaling,
+  results,
+  standings,
+)
 
 ENVIRONMENT = {
   'time': '2026-01-02T03:04:05+00:00', 'device': 'cpu', 'platform': 'cpu',
@@ -281,6 +288,15 @@ def test_slopes_and_crossover_are_those_of_the_rows(written):
   assert linear['faster from N ='] == '128'
   assert by['`softmax`']['faster from N ='] == page.NONE
   assert by['`huge`']['notes'] == r'**out_of_memory at 1,024**'
+
+
+def test_a_plot_begins_with_the_fastest_where_most_were_measured():
+  series = {f'c{i}': ([64, 256], [1.0, 50.0 - i]) for i in range(9)}
+  series['slow'] = ([64, 256, 1024], [9.0, 99.0, 9.0])
+  found = report_scaling._fastest(series)
+  assert found == [f'c{8 - i}' for i in range(8)]
+  apart = {'a': ([64], [2.0]), 'b': ([256], [1.0])}
+  assert report_scaling._fastest(apart) == ['b']
 
 
 def test_flags_of_the_probe_are_red_and_at_the_head(written):

@@ -174,14 +174,10 @@ def logarithmic(axis: Any, which: str) -> None:
 
 def growth(
   file: str | os.PathLike, series: Mapping[str, tuple[list, list]],
-  baseline: str | None, best: int, title: str, label: str,
+  baseline: str | None, best: Sequence[str], title: str, label: str,
 ) -> None:  # fmt: skip
-  """Log–log lines: the baseline and the `best` least at the end are named."""
-  reach = max(x[-1] for x, _ in series.values())
-  at_end = sorted(
-    (y[-1], name) for name, (x, y) in series.items() if x[-1] == reach
-  )
-  named = [name for _, name in at_end[:best] if name != baseline]
+  """Log–log lines: the baseline's and those of `best` are named."""
+  named = [name for name in best if name != baseline]
   if baseline in series:
     named.insert(0, baseline)
   with canvas(file, 9, 5) as axes:
