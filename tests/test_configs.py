@@ -111,7 +111,7 @@ def test_config_drives_its_run(name, tmp_path):
       k: v for k, v in arguments['record'].items() if k not in dataset_size.OWN
     }
     board = arena.Board(
-      config['board'], record, dataset_size.LEAF, config['rates'],
+      config['board'], record, 'model', config['rates'],
       config['seeds'], 0.1, 1,
     )  # fmt: skip
     config = board.config(config['choices']['hybrid'])
