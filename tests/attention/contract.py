@@ -2,6 +2,9 @@
 
 They are functions, not tests, because `tests/attention/planted` calls them on
 deliberately wrong kernels, each of which must fail at least one.
+
+Arrays are changed and compared as NumPy's: each operation of JAX outside of the
+compiled call would be a program of its own, for every entry again.
 """
 
 import functools
@@ -99,7 +102,7 @@ class Built:
       found = (jnp.asarray(rng.standard_normal((self.batch, n, C)), dtype),)
     else:
       found = arrays(n, None, width, seed, dtype, self.batch)
-    return self.facts.inputs(*found)
+    return jax.device_get(self.facts.inputs(*found))
 
   def x(self, n=N):
     """The layer's input, where a kernel takes it."""
@@ -135,7 +138,7 @@ class Built:
     """As `call`, compiled; with other variables, if given."""
     given = {**self.extras(inputs[0].shape[1]), **optional}
     variables = self.variables(*inputs) if variables is None else variables
-    return self._run(variables, *inputs, **given)
+    return np.asarray(self._run(variables, *inputs, **given))
 
   def slopes(self, *inputs, rows=None, **optional):
     """out, and gradients of Σ out·weights: by params, inputs and arrays.
@@ -151,7 +154,9 @@ class Built:
     rest = {k: x for k, x in given.items() if k not in floats}
     rest_of = dict(self.variables(*inputs))
     params = {'params': rest_of.pop('params')} if 'params' in rest_of else {}
-    return self._slopes(params, inputs, floats, rest_of, rest, scale)
+    return jax.device_get(
+      self._slopes(params, inputs, floats, rest_of, rest, scale)
+    )
 
   def _gradients(self, params, inputs, floats, variables, given, scale):
     def value(params, inputs, floats):
@@ -175,10 +180,10 @@ class Built:
     Always the same arrays of the same shapes: one compiled function serves.
     """
     neutral = {
-      'key_mask': jnp.ones((B, N), bool),
-      'mask': jnp.ones((B, 1, N, N), bool),
-      'bias': jnp.zeros((1, H, N, N)),
-      'segments': jnp.zeros((B, N), int),
+      'key_mask': np.ones((B, N), bool),
+      'mask': np.ones((B, 1, N, N), bool),
+      'bias': np.zeros((1, H, N, N), np.float32),
+      'segments': np.zeros((B, N), np.int32),
     }
     assert set(arrays) <= set(neutral)
     return {
@@ -257,7 +262,7 @@ def check_jit(built):
   built.batch = 8
   inputs = built.inputs()
   np.testing.assert_allclose(
-    built.run(*inputs), built.call(*inputs), atol=1e-5
+    built.run(*inputs), built.call(*map(jnp.asarray, inputs)), atol=1e-5
   )
 
 
@@ -270,11 +275,11 @@ def check_oracle(built):
   rng = np.random.default_rng(3)
   mask = rng.random((B, 1, N, N)) < 0.7
   mask[..., np.arange(N), np.arange(N)] = True
-  bias = jnp.asarray(rng.standard_normal((1, H, N, N)), jnp.float32)
+  bias = np.float32(rng.standard_normal((1, H, N, N)))
   arrays_ = (
-    {'key_mask': jnp.asarray(MASK)},
-    {'mask': jnp.asarray(mask), 'bias': bias},
-    {'segments': jnp.asarray(np.arange(N)[None] // 5 + [[0], [2]])},
+    {'key_mask': MASK},
+    {'mask': mask, 'bias': bias},
+    {'segments': np.int32(np.arange(N)[None] // 5 + [[0], [2]])},
   )
   for spec in (*built.facts.cases, built.facts.causal):
     if spec is None:
@@ -288,7 +293,7 @@ def check_oracle(built):
     eye = np.eye(N, -(-N // D) * D, dtype=np.float32)
     whole = inputs
     if probed:
-      whole = (*inputs[:2], jnp.asarray(np.tile(eye[:, None], (B, 1, H, 1))))
+      whole = (*inputs[:2], np.tile(eye[:, None], (B, 1, H, 1)))
 
     def found(given, case=case, inputs=inputs, probed=probed, whole=whole):
       if case is built and given:  # compiled for other checks too
@@ -296,7 +301,7 @@ def check_oracle(built):
       else:
         run = lambda *a: case.run(*a, **given)  # noqa: E731
       if not probed:
-        return np.asarray(run(*inputs))
+        return run(*inputs)
       chunks = np.split(whole[2], whole[2].shape[-1] // D, axis=-1)
       return np.concatenate([run(*inputs[:2], v) for v in chunks], -1)
 
@@ -329,8 +334,7 @@ def check_limits(built):
     if limit.grid is not None:
       n = limit.prefix + limit.grid[0] * limit.grid[1]
     inputs = tuple(
-      jnp.asarray(x, jnp.float32)
-      for x in limit.inputs(*(np.asarray(x) for x in case.inputs(n)))
+      np.asarray(x, np.float32) for x in limit.inputs(*case.inputs(n))
     )
     variables = limit.variables(case.variables(*inputs))
     out = case.run(*inputs, variables=variables)
@@ -368,11 +372,11 @@ def check_gradients(built):
     return
   rng = np.random.default_rng(2)
   value = lambda *a: np.sum(  # noqa: E731
-    np.asarray(built.run(*a), np.float64) * weights(inputs[-1].shape)
+    np.float64(built.run(*a)) * weights(inputs[-1].shape)
   )
   for _ in range(3):
     step = [
-      jnp.asarray(rng.standard_normal(x.shape) * 5e-3, x.dtype) for x in inputs
+      np.asarray(rng.standard_normal(x.shape) * 5e-3, x.dtype) for x in inputs
     ]
     up, down = (
       value(*(x + sign * d for x, d in zip(inputs, step, strict=True)))
@@ -401,7 +405,7 @@ def check_bias(built):
     return
   inputs = built.inputs()
   bias = np.random.default_rng(6).standard_normal((1, H, N, N))
-  given = built.given(bias=jnp.asarray(bias, jnp.float32))
+  given = built.given(bias=np.float32(bias))
   gradient = built.slopes(*inputs, **given)[3]['bias']
   assert np.isfinite(gradient).all()
   assert np.abs(gradient).max() > 1e-4
@@ -412,10 +416,13 @@ def check_batch(built):
   inputs = built.inputs()
   out = built.run(*inputs)
   rng = np.random.default_rng(4)
-  other = built.run(*(
-    x.at[1].add(jnp.asarray(rng.standard_normal(x.shape[1:]), x.dtype))
-    for x in inputs
-  ))
+
+  def moved(x):
+    x = np.array(x)
+    x[1] += rng.standard_normal(x.shape[1:])
+    return x
+
+  other = built.run(*map(moved, inputs))
   np.testing.assert_allclose(out[0], other[0], atol=1e-6)
   assert np.abs(out[1] - other[1]).max() > 1e-3
 
@@ -451,14 +458,14 @@ def check_dropout(built):
   exact = built.run(*inputs)
 
   @jax.jit
-  def draws(keys):
+  def draws(keys, *inputs):
     one = lambda key: kernel.apply(  # noqa: E731
       variables, *inputs, train=True, rngs=key, **extras,
       mutable=[c for c in variables if c != 'params'],
     )[0]  # fmt: skip
     return jax.vmap(one)(keys)
 
-  found = draws(jax.random.split(jax.random.key(0), 1000))
+  found = np.asarray(draws(jax.random.split(jax.random.key(0), 1000), *inputs))
   error = found.std(0) / np.sqrt(1000)
   assert error.max() > 1e-4, 'nothing was dropped'
   if not built.facts.noisy:
@@ -478,17 +485,16 @@ def check_masked_keys(built):
   if not built.honours('key_mask'):
     return
   inputs, others = built.inputs(), built.inputs(seed=1)
-  mask = jnp.asarray(MASK)
   seen = (0,) if built.mixer else (1, 2)
 
   def swap(i):
-    keep = mask.reshape(*mask.shape, *(1,) * (inputs[i].ndim - 2))
-    return jnp.where(keep, inputs[i], 1e2 * others[i])
+    keep = MASK.reshape(*MASK.shape, *(1,) * (inputs[i].ndim - 2))
+    return np.where(keep, inputs[i], np.float32(1e2) * others[i])
 
   changed = tuple(swap(i) if i in seen else x for i, x in enumerate(inputs))
   # In a mixer a masked token is a query too: its own row may change.
   rows = MASK if built.mixer else np.ones_like(MASK)
-  given = built.given(key_mask=mask)
+  given = built.given(key_mask=MASK)
   (out, _, grads, _), (other, _, other_grads, _) = (
     built.slopes(*x, rows=rows, **given) for x in (inputs, changed)
   )
@@ -509,10 +515,10 @@ def check_padding(built):
     return
   case = built.case(grid=None, prefix=0)
   inputs = case.inputs()
-  pad = lambda x, value: jnp.pad(  # noqa: E731
+  pad = lambda x, value: np.pad(  # noqa: E731
     x, ((0, 0), (0, 3), *((0, 0),) * (x.ndim - 2)), constant_values=value
   )
-  mask = jnp.broadcast_to((jnp.arange(N + 3) < N)[None], (B, N + 3))
+  mask = np.tile(np.arange(N + 3) < N, (B, 1))
   extras = {name: pad(x, 7.0) for name, x in case.extras(N).items()}
   run = functools.partial(
     case._run, case.variables(*inputs), *(pad(x, 7.0) for x in inputs),
@@ -525,7 +531,7 @@ def check_padding(built):
     assert np.isfinite(run()).all()
   else:
     np.testing.assert_allclose(
-      run()[:, :N], case.run(*inputs), atol=1e-5
+      np.asarray(run())[:, :N], case.run(*inputs), atol=1e-5
     )
 
 
@@ -543,7 +549,7 @@ def check_empty_rows(built):
       continue
     empty = np.broadcast_to(empty, (B, N))
     out, _, grads, _ = built.slopes(
-      *built.inputs(), **built.given(**{array: jnp.asarray(given)})
+      *built.inputs(), **built.given(**{array: given})
     )
     if not built.facts.null_key:
       assert not np.any(np.asarray(out)[empty]), array
@@ -581,7 +587,7 @@ def check_causality(built):
   assert base.causal(case.kernel)
   layer = Layer(case.kernel)
   rng = np.random.default_rng(5)
-  x = jnp.asarray(rng.standard_normal((1, N, C)), jnp.float32)
+  x = np.float32(rng.standard_normal((1, N, C)))
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
   variables = jitter(shapes, seed=6)
   if 'params' in variables and 'kernel' in variables['params']:
@@ -598,18 +604,17 @@ def check_causality(built):
     return layer.apply(variables, x), jax.jacrev(sums)(x)
 
   run = lambda x: np.asarray(run_and_jacobian(x)[0])  # noqa: E731
-  out, jacobian = run_and_jacobian(x)
+  out, jacobian = jax.device_get(run_and_jacobian(x))
   moved = np.abs(jacobian[:, 0]).max(-1)  # [N N]
   future = np.triu(np.ones((N, N), bool), 1)
   assert moved[future].max() == 0, np.argwhere((moved > 0) & future)
-  out = np.asarray(out)
   for t in range(1, N):
-    other = jnp.asarray(rng.standard_normal((1, N, C)), jnp.float32)
-    other = 3 * other.at[:, :t].set(x[:, :t] / 3)
+    other = np.float32(3 * rng.standard_normal((1, N, C)))
+    other[:, :t] = x[:, :t]
     np.testing.assert_allclose(
       run(other)[:, :t], out[:, :t], atol=1e-5, err_msg=f'{t=}'
     )
-  assert np.abs(run(jnp.roll(x, 1, 1)) - out).max() > 1e-3
+  assert np.abs(run(np.roll(x, 1, 1)) - out).max() > 1e-3
 
 
 def check_decoding(built):
@@ -660,10 +665,10 @@ def check_bfloat16(built):
     return
   inputs = built.inputs(dtype=jnp.bfloat16)
   out = built.run(*inputs)
-  exact = built.run(*(x.astype(jnp.float32) for x in inputs))
+  exact = built.run(*(x.astype(np.float32) for x in inputs))
   scale = np.abs(exact).max()
   np.testing.assert_allclose(
-    out.astype(jnp.float32), exact, atol=0.03 * float(scale)
+    out.astype(np.float32), exact, atol=0.03 * float(scale)
   )
 
 
@@ -716,9 +721,9 @@ def check_initial(built):
   if built.facts.initial is None:
     return
   inputs = built.inputs()
-  init = lambda key: built.kernel.init(key, *inputs)  # noqa: E731
   keys = jax.random.split(jax.random.key(0), 4000)
-  built.facts.initial(wide(jax.jit(jax.vmap(init))(keys)))
+  init = jax.vmap(built.kernel.init, (0, *(None for _ in inputs)))
+  built.facts.initial(wide(jax.jit(init)(keys, *inputs)))
 
 
 def check_described(built):
