@@ -202,6 +202,33 @@ def test_a_place_gets_one_block_not_the_sum_of_all():
 # Causal.
 
 
+@pytest.mark.parametrize('least', [0.0, -50.0, -80.0])
+def test_a_place_of_next_to_nothing_has_the_right_gradient(least):
+  rng = np.random.default_rng(4)
+  log_shares = np.array([[0.0, -1.0, -2.0], [-0.5, -3.0, 0.0]])
+  log_shares[:, 1:] += least  # all there is at token 1, as block 0 lacks it
+  there = np.ones((1, 1, 3, 2, 1), bool)
+  there[0, 0, 0, 1] = False
+  x, weights = rng.standard_normal((3, 2, 5)), rng.standard_normal((2, 2, 5))
+
+  @jax.jit
+  @jax.value_and_grad
+  def run(log_shares, x):
+    y, _ = mix(jnp.exp(log_shares)[None, None], x[None, None], there)
+    return jnp.sum(y[0, 0] * weights)
+
+  value, found = run(jnp.float32(log_shares), jnp.float32(x))
+  total, gradient = 0.0, np.zeros((2, 3))
+  for i, some in ((0, slice(0, 3)), (1, slice(1, 3))):
+    w = special.softmax(log_shares[:, some], -1)  # [U V]
+    y = w @ x[some, i]
+    total += np.sum(y * weights[:, i])
+    pull = np.einsum('uvd,ud->uv', x[None, some, i] - y[:, None], weights[:, i])
+    gradient[:, some] += w * pull
+  np.testing.assert_allclose(value, total, rtol=1e-4)
+  np.testing.assert_allclose(found, gradient, atol=1e-4)
+
+
 def test_the_sort_net_leaks_nothing_either():
   facts = dataclasses.replace(
     FACTS['sinkhorn'], causal='sinkhorn(blocks=5, sort="net", causal=True)'

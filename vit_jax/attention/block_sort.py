@@ -12,6 +12,7 @@ from vit_jax.shapes import Array, Bool, Float
 from vit_jax.transport import balance
 
 Mask = Array | np.ndarray  # NumPy's where it follows from the shapes alone
+LEAST = 1e-37  # a share below it, of float32's least numbers, is none
 
 
 class BlockSort(Attention):
@@ -225,10 +226,11 @@ def mix(
   if there is None:
     return y.astype(x.dtype), None
   y, share = y[..., :-1], y[..., -1:]
-  some = share > 0
-  safe = jnp.where(some, share, 1.0)
-  mass = jnp.where(some, jnp.log(safe), -jnp.inf)
-  return (y / safe).astype(x.dtype), mass[..., 0]
+  some = share > LEAST
+  log_share = jnp.log(jnp.where(some, share, 1.0))
+  mass = jnp.where(some, log_share, -jnp.inf)
+  # Not y / share, whose gradient has share⁻², which is too large at 1e-20.
+  return (y * jnp.exp(-log_share)).astype(x.dtype), mass[..., 0]
 
 
 def mean(
