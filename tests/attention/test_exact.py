@@ -311,6 +311,23 @@ def test_a_span_ends_at_its_ramp_and_learns_from_its_first_value():
   assert (np.abs(gradient['params']['span']) > 1e-5).all()
 
 
+def test_what_is_beyond_the_span_may_be_as_large_as_it_likes():
+  q, k, v = arrays(12)
+  kernel = attention.ATTENTIONS['adaptive_span'](longest=10, ramp=2.5)
+  variables = {'params': {'span': jnp.asarray([0.0, 0.3])}}
+  value = lambda q, k, v: jnp.sum(kernel.apply(variables, q, k, v) ** 2)  # noqa: E731
+  run = jax.jit(jax.value_and_grad(value, (0, 1, 2)))
+  far = np.array(k)
+  far[:, 11] = 400 * np.array(q)[:, 0]  # seen by none of the first six
+  query = np.array(q)
+  query[:, 6:] = 0
+  near, grads = run(query, jnp.asarray(far), v)
+  exact, _ = run(query, jnp.asarray(far).at[:, 11].set(0), v)
+  np.testing.assert_allclose(near, exact, rtol=1e-6)
+  for gradient in grads:
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(
   ('spec', 'width', 'message'),
   [

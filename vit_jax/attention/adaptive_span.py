@@ -61,6 +61,8 @@ class AdaptiveSpan(DenseMap):
     distance = jnp.where(both(patch), distance, 0)[:, None]
     reach = self.longest * jnp.clip(span, 0.0, 1.0)[None, :, None, None]
     soft = jnp.clip((self.ramp + reach - distance) / self.ramp, 0.0, 1.0)
-    powers = powers_of(logits, keep) * soft
+    # The largest logit is one within the span, so the sum is not near zero.
+    within = soft > 0 if keep is None else keep & (soft > 0)
+    powers = powers_of(logits, within) * soft
     total = powers.sum(-1, keepdims=True)
     return powers / jnp.where(total > 0, total, 1.0)
