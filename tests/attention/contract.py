@@ -96,7 +96,7 @@ class Built:
     return self._cases[key]
 
   def inputs(self, n=N, seed=0, width=D, dtype=jnp.float32):
-    """The arrays that the contract runs on."""
+    """The arrays that the contract runs on, as NumPy's."""
     if self.mixer:
       rng = np.random.default_rng(seed)
       found = (jnp.asarray(rng.standard_normal((self.batch, n, C)), dtype),)

@@ -288,7 +288,7 @@ def test_focusing_of_zero_and_of_one_channel_has_the_right_gradient():
 
 
 def test_prefix_tokens_take_no_part_in_the_convolution():
-  q, k, v = case_of('focused').inputs()
+  q, k, v = map(jnp.asarray, case_of('focused').inputs())
   grid = contract.GRID
   case = case_of('focused(kernel_size=3)', grid=grid, prefix=1)
   variables = case.variables(q, k, v)
