@@ -54,15 +54,24 @@ def shapes_of(kernel, name: str, n: int):
   return jax.eval_shape(init, *inputs, **given)
 
 
+def grown(name: str, n: int):
+  """The entry with its growth options at n tokens, its arguments, abstract."""
+  kernel = built(name, **ENTRIES[name].grown(n))
+  inputs, given = inputs_of(name, n)
+  return kernel, (shapes_of(kernel, name, n), *inputs), given
+
+
+@functools.cache
+def counted(name: str, n: int) -> float:
+  """FLOPs that the entry alone does at n tokens, with its growth options."""
+  kernel, args, given = grown(name, n)
+  return flops.count(kernel.apply, *args, **given)
+
+
 def slope(name: str, lengths=(4096, 16384)) -> float:
   """D log FLOPs / d log N as counted, with the entry's growth options."""
-  counted = []
-  for n in lengths:
-    kernel = built(name, **ENTRIES[name].grown(n))
-    inputs, given = inputs_of(name, n)
-    variables = shapes_of(kernel, name, n)
-    counted.append(flops.count(kernel.apply, variables, *inputs, **given))
-  return float(np.diff(np.log(counted))[0] / np.diff(np.log(lengths))[0])
+  found = [counted(name, n) for n in lengths]
+  return float(np.diff(np.log(found))[0] / np.diff(np.log(lengths))[0])
 
 
 def parameters(name: str) -> int:

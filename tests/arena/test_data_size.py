@@ -235,6 +235,7 @@ def fine_tuned(tmp_path):
   )
 
 
+@pytest.mark.slow  # two short trainings
 @pytest.mark.usefixtures('here')
 def test_fine_tuned_each_starts_from_its_own_checkpoint(tmp_path):
   found, params = fine_tuned(tmp_path)

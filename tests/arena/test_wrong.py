@@ -36,7 +36,12 @@ def both(name, **options):
 
 
 def started(kernel, *arrays, **more):
-  return kernel.init(jax.random.key(0), *arrays, **more)
+  return jax.jit(kernel.init)(jax.random.key(0), *arrays, **more)
+
+
+def applied(kernel, *arrays, **more):
+  """Compiled as one program: by itself each operation would be one."""
+  return np.asarray(jax.jit(kernel.apply)(*arrays, **more))
 
 
 def test_every_wrong_kernel_is_a_variant_of_the_right_one_with_its_options():
@@ -98,7 +103,7 @@ def test_the_wrong_performer_is_performer_with_the_unsigned_features():
     variables = started(cls, q, k, v)
     w = variables['attention_state']['features']
     drawn.append(np.asarray(w))
-    out = cls.apply(variables, q, k, v)
+    out = applied(cls, variables, q, k, v)
     phi = [jnp.exp(performer.log_features(x, w)) for x in (q, k)]
     weights = jnp.einsum('bhnf,bhmf->bhnm', *phi)
     weights = weights / weights.sum(-1, keepdims=True)
@@ -135,7 +140,7 @@ def sort_gradient(kernel):
   x = normal(2, 8, 8, seed=5)
   variables = started(kernel, q, k, v, x=x)
   loss = lambda p: (kernel.apply(p, q, k, v, x=x) ** 2).sum()  # noqa: E731
-  leaves = jax.tree.leaves(jax.grad(loss)(variables))
+  leaves = jax.tree.leaves(jax.jit(jax.grad(loss))(variables))
   assert leaves
   return max(float(abs(g).max()) for g in leaves)
 
@@ -151,14 +156,14 @@ def test_each_place_of_summed_blocks_holds_the_sum_of_all():
   q, k, v = qkv()
   v = jnp.ones_like(v)
   # The weights sum to 1: of sorted values that are means, so do the outputs.
-  np.testing.assert_allclose(right.apply({}, q, k, v), 1.0, atol=1e-5)
-  out = np.asarray(summed.apply({}, q, k, v))
+  np.testing.assert_allclose(applied(right, {}, q, k, v), 1.0, atol=1e-5)
+  out = applied(summed, {}, q, k, v)
   assert out.max() > 1.05
   assert out.min() >= 1.0 - 1e-5
   assert out.max() <= 2.0 + 1e-5
   mask = jnp.arange(8)[None] < jnp.array([[5], [8]])
-  out = summed.apply({}, q, k, v, key_mask=mask)
-  other = summed.apply({}, q, k, v.at[0, 5:].set(9.0), key_mask=mask)
+  out = applied(summed, {}, q, k, v, key_mask=mask)
+  other = applied(summed, {}, q, k, v.at[0, 5:].set(9.0), key_mask=mask)
   assert np.array_equal(out, other)  # it has that fault and not another
   with pytest.raises(ValueError, match='causal=True'):
     both('wrong_sinkhorn', causal=True)[1].apply({}, q, k, v)
@@ -167,16 +172,16 @@ def test_each_place_of_summed_blocks_holds_the_sum_of_all():
 def test_values_replaced_by_keys_are_there_when_all_values_are_zero():
   right, replaced = both('wrong_sinkhorn_keys', blocks=2)
   q, k, v = qkv()
-  assert not right.apply({}, q, k, 0 * v).any()
-  assert replaced.apply({}, q, k, 0 * v).any()
+  assert not applied(right, {}, q, k, 0 * v).any()
+  assert applied(replaced, {}, q, k, 0 * v).any()
 
 
 def test_noise_at_evaluation_lets_one_example_change_another():
   right, noisy = both('wrong_sinkhorn_noise', blocks=4)
   q, k, v = qkv()
   for kernel, equal in ((right, True), (noisy, False)):
-    one = kernel.apply({}, q, k, v)[0]
-    other = kernel.apply({}, q.at[1].set(2.0), k, v)[0]
+    one = applied(kernel, {}, q, k, v)[0]
+    other = applied(kernel, {}, q.at[1].set(2.0), k, v)[0]
     assert np.allclose(one, other, atol=1e-6) == equal
   # With noise by right both draw the same.
   rngs = {'gumbel': jax.random.key(3)}
@@ -198,10 +203,10 @@ def test_an_ignored_mask_lets_padding_in_and_without_one_nothing_is_wrong(name):
   variables = started(right, q, k, v)
   changed = (k.at[0, 5:].add(1.0), v.at[0, 5:].add(1.0))
   for kernel, equal in ((right, True), (ignoring, False)):
-    one = kernel.apply(variables, q, k, v, key_mask=mask)
-    other = kernel.apply(variables, q, *changed, key_mask=mask)
+    one = applied(kernel, variables, q, k, v, key_mask=mask)
+    other = applied(kernel, variables, q, *changed, key_mask=mask)
     assert np.allclose(one[0], other[0], atol=1e-6) == equal
-  one, other = (x.apply(variables, q, k, v) for x in (right, ignoring))
+  one, other = (applied(x, variables, q, k, v) for x in (right, ignoring))
   assert np.array_equal(one, other)
 
 
@@ -215,9 +220,9 @@ def test_a_reshape_for_a_transpose_lets_other_tokens_choose_ones_weights():
     params = variables['params']
     for name, none in (('value', slice(4, 8)), ('query', slice(0, 4))):
       params[name]['kernel'] = params[name]['kernel'].at[none].set(0)
-    found = jax.jacobian(lambda x, k=kernel, p=params: k.apply(
+    found = jax.jit(jax.jacobian(lambda x, k=kernel, p=params: k.apply(
       {'params': p}, x
-    ))(x)[0, :, :, 0, :, 4:]  # [N C N 4]
+    )))(x)[0, :, :, 0, :, 4:]  # [N C N 4]
     reached = np.asarray(abs(found).sum((1, 3)) > 0)
     assert np.array_equal(reached, np.eye(4, dtype=bool)) == own
 
@@ -236,26 +241,27 @@ def test_the_wrong_reformer_is_softmax_of_unnormalised_tokens_times_root_d():
   )
   weights = nn.softmax(jnp.einsum('bnhd,bmhd->bhnm', q, q) * 4**0.5)
   exact = jnp.einsum('bhnm,bmhd->bnhd', weights, v).reshape(x.shape)
-  found = functools.partial(kernel.apply, variables, x)
+  found = functools.partial(applied, kernel, variables, x)
   np.testing.assert_allclose(found(), exact, atol=2e-5)
   # Neither padding nor training changes anything.
   mask = jnp.arange(8)[None].repeat(2, 0) < 5
   rngs = {'hash': jax.random.key(1)}
   np.testing.assert_array_equal(found(key_mask=mask), found())
-  np.testing.assert_array_equal(found(train=True, rngs=rngs), found())
+  found = functools.partial(kernel.apply, variables, x)
+  training = jax.jit(functools.partial(found, train=True))(rngs=rngs)
+  np.testing.assert_array_equal(training, jax.jit(found)())
 
 
 def test_the_wrong_reformer_stays_within_two_sorted_chunks():
   x = normal(1, 10, 8)
   _, kernel = both('wrong_reformer', num_heads=1, chunk=4, rounds=2)
   variables = started(kernel, x)
-  found = jax.jacobian(lambda x: kernel.apply(variables, x))(x)
+  found = jax.jit(jax.jacobian(lambda x: kernel.apply(variables, x)))(x)
   reached = np.asarray(abs(found[0, :, :, 0]).sum((1, 3)) > 0)
   assert reached.diagonal().all()
   assert np.isfinite(found).all()
   assert reached.sum(1).max() <= 2 * 2 * 4
-  one = kernel.apply(variables, x)
-  assert np.isfinite(one).all()
+  assert np.isfinite(applied(kernel, variables, x)).all()
   assert kernel.flops(10, 1, 8) == (
     both('wrong_reformer', chunk=4, rounds=2)[0].flops(10, 1, 8)
     - 2 * 10 * 8 * 8
