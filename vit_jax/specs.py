@@ -41,9 +41,9 @@ def parse(text: str) -> tuple[Spec, ...]:
     return ()
   try:
     tree = ast.parse(f'({text.strip()},)', mode='eval').body
-  except SyntaxError as e:
+  except (SyntaxError, ValueError) as e:  # of a null byte, before 3.11.4
     raise ValueError(
-      f"cannot read the spec {text!r} ({e.msg}); write 'name', "
+      f"cannot read the spec {text!r} ({e.args[0]}); write 'name', "
       "'name(key=1)' or several of them with commas between"
     ) from None
   return tuple(_spec(node, text) for node in tree.elts)

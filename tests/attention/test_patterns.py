@@ -167,6 +167,7 @@ def test_and_binds_tighter_than_or_and_not_tightest():
     ('row |', 'cannot read the pattern'),
     ('row + column', 'neither'),
     ('', 'cannot read the pattern'),
+    ('row\0', 'cannot read the pattern'),
   ],
 )
 def test_a_wrong_expression_names_the_choices(text, message):

@@ -129,10 +129,10 @@ def parse(text: str | tuple[str, ...]) -> Pattern | PerHead:
     return PerHead(tuple(parse(t) for t in text))
   try:
     tree = ast.parse(text.strip(), mode='eval').body
-  except SyntaxError as e:
+  except (SyntaxError, ValueError) as e:  # of a null byte, before 3.11.4
     raise ValueError(
-      f'cannot read the pattern {text!r} ({e.msg}); write names with options, '
-      f'joined by &, | and ~; {specs.nearest("", PATTERNS)}'
+      f'cannot read the pattern {text!r} ({e.args[0]}); write names with '
+      f'options, joined by &, | and ~; {specs.nearest("", PATTERNS)}'
     ) from None
   return _read(tree)
 
