@@ -15,24 +15,17 @@ import jax
 import numpy as np
 
 from docs import attention_table as page
-from vit_jax import flops
 
 
 def measure(name: str, n: int) -> tuple[float, float, float, float]:
   """FLOPs counted and declared, bytes reserved and declared."""
-  kernel = page.built(name, **page.ENTRIES[name].grown(n))
-  inputs, given = page.inputs_of(name, n)
-  variables = page.shapes_of(kernel, name, n)
-  counted = flops.count(kernel.apply, variables, *inputs, **given)
+  kernel, args, given = page.grown(name, n)
   memory = (
-    jax.jit(kernel.apply)
-    .lower(variables, *inputs, **given)
-    .compile()
-    .memory_analysis()
+    jax.jit(kernel.apply).lower(*args, **given).compile().memory_analysis()
   )
   sizes = (n, page.HEADS, page.WIDTH)
   return (
-    counted, kernel.flops(*sizes), memory.temp_size_in_bytes,
+    page.counted(name, n), kernel.flops(*sizes), memory.temp_size_in_bytes,
     kernel.temporary(*sizes),
   )  # fmt: skip
 

@@ -27,8 +27,9 @@ def get_config(arg='cifar10,data/cifar10'):
     'rates': (1e-4, 3e-4, 1e-3) if few else (3e-4, 1e-3, 3e-3), 'seeds': 3,
     'epochs': 0.0, 'choices': choices, 'shard': '0/1', **(
       {'init': choices['ViT'], 'head': 'new'} if few else {})}
-  latency = {'run': 'latency', 'image_sizes': (32, 64, 128),
-             'choices': choices, 'shard': '0/1'}
+  own = {'cifar10': board, 'flowers': board, 'start': {}, 'latency': {
+    'run': 'latency', 'image_sizes': (32, 64, 128), 'choices': choices,
+    'shard': '0/1'}}
   values = 'resize(size=(32, 32)), ' * few + 'value_range(low=-1.0, high=1.0)'
   return common.classification(
     model=common.of_checkpoint() if few else model,
@@ -36,5 +37,4 @@ def get_config(arg='cifar10,data/cifar10'):
     data={'source': common.source(rest[0] if rest else 'data/cifar10'),
           'train': values, 'test': values, 'decode': 'decode(channels=3)',
           'cache': True}, optimizer=common.adamw(warmup=50 if few else 200),
-    steps=500 if few else 2000, batch_size=128,
-    **{'start': {}, 'latency': latency}.get(name, board))  # fmt: skip
+    steps=500 if few else 2000, batch_size=128, **own[name])  # fmt: skip
